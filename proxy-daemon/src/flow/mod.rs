@@ -1,0 +1,232 @@
+//! The record of an attempt, the filter language over it, and the names of
+//! services and operations.
+//!
+//! In: heads as the data path read them, and the process they belong to.
+//! Out: [`Attempt`], the one record that rules, the ledger and every view
+//! share. Nothing here does I/O or reads a clock.
+mod headers;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+pub use headers::Headers;
+
+use crate::process::Process;
+
+/// Nanoseconds since the instance started, on the monotonic clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// Time from `earlier` to this moment; zero if `earlier` is later.
+    pub fn since(self, earlier: Moment) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The instance's one clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    started: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { started: Instant::now(), wall: SystemTime::now() }
+    }
+
+    pub fn now(&self) -> Moment {
+        Moment(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// The wall-clock time of a moment.
+    pub fn wall(&self, at: Moment) -> SystemTime {
+        self.wall + Duration::from_nanos(at.0)
+    }
+}
+
+/// A redirected connection, numbered from 1 as they are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// A call, numbered from 1 as their first attempts are seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// The protocol between client and daemon, which is also the upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// How an attempt was linked to its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Evidence {
+    /// The client said so.
+    Exact,
+    /// Deduced.
+    Inferred,
+    /// Nothing to link by: the attempt is a call of its own.
+    Alone,
+}
+
+/// Which attempt of which call this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub call: CallId,
+    /// From 1.
+    pub number: u32,
+    /// The most attempts the client said it would make.
+    pub max: Option<u32>,
+    pub evidence: Evidence,
+    /// The backoff before this attempt: from the end of the call's previous,
+    /// failed attempt to the start of this one.
+    pub waited: Option<Wait>,
+}
+
+/// A span of backoff; `from` is never after `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    pub from: Moment,
+    pub to: Moment,
+    /// The failure before it was a rule's doing.
+    pub injected: bool,
+}
+
+impl Wait {
+    pub fn length(&self) -> Duration {
+        self.to.since(self.from)
+    }
+}
+
+/// The name of what was asked for, such as `s3.ListBuckets`. Either half may
+/// be unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Operation {
+    /// Lower case, as SigV4 scopes spell it: `s3`, `dynamodb`.
+    pub service: Option<Arc<str>>,
+    /// As the service's model spells it: `ListBuckets`.
+    pub name: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: Arc<str>,
+    /// Host, and the port where the client gave one.
+    pub authority: Arc<str>,
+    /// Path and query as sent, undecoded; begins with `/` (or is `*`).
+    pub target: Arc<str>,
+    pub headers: Headers,
+}
+
+impl Request {
+    /// The host without its port, in lower case where the client sent so.
+    pub fn host(&self) -> &str {
+        let authority: &str = &self.authority;
+        match authority.rfind(':') {
+            // An IPv6 literal without a port ends in a bracket.
+            Some(at) if !authority[at..].contains(']') => &authority[..at],
+            _ => authority,
+        }
+    }
+
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    pub fn query(&self) -> Option<&str> {
+        self.target.split_once('?').map(|(_, query)| query)
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}{}", self.authority, self.target)
+    }
+}
+
+/// A response as the upstream gave it.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    /// HTTP/1's reason phrase; empty on HTTP/2.
+    pub reason: String,
+    pub headers: Headers,
+}
+
+/// What the client was told in place of the genuine status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    pub status: u16,
+    pub rule: Arc<str>,
+}
+
+/// Why an attempt has no response, or only part of one. The names are those
+/// of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Failure {
+    /// The upstream reset the connection or the stream.
+    Reset,
+    /// The upstream closed before the response was complete.
+    Closed,
+    /// The kernel gave up on the connection.
+    TimedOut,
+    /// The upstream broke the protocol.
+    Protocol,
+    /// The client went away first; not the upstream's failure.
+    Cancelled,
+}
+
+impl Failure {
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::Reset => "reset",
+            Failure::Closed => "closed",
+            Failure::TimedOut => "timeout",
+            Failure::Protocol => "protocol",
+            Failure::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One HTTP request and its outcome. While it is under way `response` and
+/// `ended` are empty; filters see it in that state in the request phase.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub connection: ConnectionId,
+    pub process: Arc<Process>,
+    pub origin: SocketAddr,
+    pub protocol: Protocol,
+    pub request: Request,
+    pub operation: Operation,
+    pub link: Link,
+    pub started: Moment,
+    /// As the upstream answered.
+    pub response: Option<Response>,
+    /// Set where a rule changed what the client saw.
+    pub injected: Option<Injected>,
+    pub failure: Option<Failure>,
+    pub ended: Option<Moment>,
+    /// Body bytes, as framed by HTTP (after transfer coding is removed on
+    /// HTTP/1 with a length, before it where chunked).
+    pub sent: u64,
+    pub received: u64,
+}
+
+impl Attempt {
+    /// The status that the client saw.
+    pub fn status(&self) -> Option<u16> {
+        self.injected.as_ref().map(|told| told.status).or(self.response.as_ref().map(|response| response.status))
+    }
+}

@@ -1,0 +1,118 @@
+//! Who a process is: pid, start time, command, cgroup.
+//!
+//! In: the owner that the kernel recorded when a socket was connected. Out:
+//! one shared [`Process`] per (pid, start time), so that a recycled pid is
+//! another process. Facts that could no longer be read (the process was gone
+//! before we looked) fall back to what the kernel recorded.
+pub mod janitor;
+pub mod launch;
+mod table;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, RwLock},
+};
+
+use serde::Serialize;
+use tokio::io::{Interest, unix::AsyncFd};
+
+pub use table::ProcessTable;
+
+/// Lets the runtime wait for a descriptor to turn readable.
+pub fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, and stays the same descriptor, for as
+    // long as it lives; it moves into what is returned.
+    #[allow(unsafe_code)]
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    registered.map_err(Into::into)
+}
+
+/// Lifts the limit of open files as far as it goes: connections of all the
+/// target's processes come together here. To be called after every process
+/// that should keep the caller's limit has been started.
+pub fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // What the kernel allows a process at most unless told otherwise
+    // (`fs.nr_open`); root may raise its hard limit up to there.
+    const MOST: u64 = 1 << 20;
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if setrlimit(Resource::RLIMIT_NOFILE, MOST, MOST.max(hard)).is_err()
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Gives memory that is free, but kept by the allocator, back to the system.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a plain number and may be called at any time.
+    #[allow(unsafe_code)]
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
+/// A process beyond doubt: a pid is reused, a pid and its start time are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ProcessKey {
+    /// Thread group id, in the daemon's pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks (1/100 s) since boot: field 22 of
+    /// `/proc/PID/stat`, which is the kernel's `start_boottime` / 10^7 ns.
+    pub start_ticks: u64,
+}
+
+/// The owner of a connection, as the kernel recorded it at `connect()`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub key: ProcessKey,
+    /// The thread that called `connect()`.
+    pub tid: u32,
+    /// Parent's thread group id; 0 where the kernel could not tell.
+    pub parent: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Inode number of the cgroup's directory.
+    pub cgroup_id: u64,
+    /// The first 15 bytes of the thread's name, lossily decoded.
+    pub comm: String,
+}
+
+/// What is known of a process. Shared by every record that mentions it.
+#[derive(Debug)]
+pub struct Process {
+    pub key: ProcessKey,
+    pub parent: u32,
+    pub uid: u32,
+    facts: RwLock<Arc<Facts>>,
+}
+
+/// The part of a process that `exec` changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Name of the executable as the kernel shortens it (15 bytes).
+    pub comm: String,
+    /// The command line, arguments joined by single spaces; `comm` where the
+    /// process was gone before it could be read.
+    pub command: String,
+    pub exe: Option<String>,
+    /// Path below the cgroup2 mount, `/` first.
+    pub cgroup: Option<String>,
+}
+
+impl Process {
+    pub fn new(key: ProcessKey, parent: u32, uid: u32, facts: Facts) -> Self {
+        Self { key, parent, uid, facts: RwLock::new(Arc::new(facts)) }
+    }
+
+    /// The facts as last read.
+    pub fn facts(&self) -> Arc<Facts> {
+        Arc::clone(&self.facts.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(crate) fn renew(&self, facts: Facts) {
+        *self.facts.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(facts);
+    }
+}

@@ -1,0 +1,178 @@
+//! `connect()` and `sendmsg()`: what leaves the target is redirected, refused
+//! or let go.
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use retryscope_ebpf::{Address, Counter};
+
+use crate::{
+    context::{Addressed, mptcp_parent, store, stored, unstore},
+    maps::{self, CLIENTS, EXEMPT, PORTS, count},
+    owner,
+};
+
+const PROCEED: i32 = 1;
+const REFUSE: i32 = 0;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const ECONNREFUSED: i32 = 111;
+/// The loopback has this index in every network namespace.
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// A destination as the client gave it to its socket.
+#[derive(Clone, Copy)]
+struct Destination {
+    address: Address,
+    /// The socket speaks IPv6 (and the address may still be a mapped one).
+    v6_socket: bool,
+}
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn rs_connect4(context: SockAddrContext) -> i32 {
+    let context = Addressed(&context);
+    let address = if context.v4().is_any() { Address::LOOPBACK_V4 } else { context.v4() };
+    connect(&context, Destination { address, v6_socket: false })
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn rs_connect6(context: SockAddrContext) -> i32 {
+    let context = Addressed(&context);
+    let mut address = context.v6();
+    // The kernel takes "any" for the loopback of the family in use.
+    if address.is_any() {
+        let v4 = address.is_v4() || context.bound_to_v4();
+        address = if v4 { Address::LOOPBACK_V4 } else { Address::LOOPBACK_V6 };
+    }
+    connect(&context, Destination { address, v6_socket: true })
+}
+
+/// Also runs for a mapped address on an IPv6 socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn rs_sendmsg4(context: SockAddrContext) -> i32 {
+    let context = Addressed(&context);
+    udp(&context, context.v4())
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn rs_sendmsg6(context: SockAddrContext) -> i32 {
+    let context = Addressed(&context);
+    udp(&context, context.v6())
+}
+
+#[inline(always)]
+fn connect(context: &Addressed, to: Destination) -> i32 {
+    match context.protocol() {
+        TCP => {
+            if !redirect(context, to) {
+                forget(context);
+            }
+            PROCEED
+        }
+        UDP => udp(context, to.address),
+        _ => PROCEED,
+    }
+}
+
+/// Sends a connect to the daemon, if it is the target's. False: it goes where
+/// the client meant.
+#[inline(always)]
+fn redirect(context: &Addressed, to: Destination) -> bool {
+    if !concerns(context) {
+        return false;
+    }
+    if let Some(reason) = direct(context, to.address) {
+        count(reason);
+        return false;
+    }
+    if !remember(context, to.address) {
+        count(Counter::DirectNoRecord);
+        return false;
+    }
+    rewrite(context, to);
+    count(Counter::Redirected);
+    true
+}
+
+#[inline(always)]
+fn udp(context: &Addressed, to: Address) -> i32 {
+    if maps::refuse_udp() == 0 || !concerns(context) || direct(context, to).is_some() {
+        return PROCEED;
+    }
+    count(Counter::UdpRefused);
+    if maps::has_set_retval() != 0 {
+        // What a client gets from a port where nobody listens; without it the
+        // kernel says EPERM.
+        // SAFETY: a helper without conditions.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REFUSE
+}
+
+/// Whether the socket is the target's and bound for a watched port.
+#[inline(always)]
+fn concerns(context: &Addressed) -> bool {
+    // SAFETY: the value is not looked at.
+    unsafe { PORTS.get(context.port()) }.is_some()
+        && owner::is_target()
+        && stored(&EXEMPT, context.socket().cast()).is_null()
+}
+
+/// Why a socket must go direct although it is the target's: the daemon could
+/// not be reached by it, or could not reach the destination for it.
+#[inline(always)]
+fn direct(context: &Addressed, to: Address) -> Option<Counter> {
+    // SAFETY: a helper on the hook's own context.
+    if unsafe { bpf_get_netns_cookie(context.0.as_ptr()) } != maps::netns_cookie() {
+        return Some(Counter::DirectOtherNetns);
+    }
+    if context.device() > LOOPBACK_DEVICE {
+        return Some(Counter::DirectBoundDevice);
+    }
+    if to.is_link_local() {
+        return Some(Counter::DirectLinkLocal);
+    }
+    if !to.is_v4() && maps::listener_v6() == 0 {
+        return Some(Counter::DirectNoListener);
+    }
+    None
+}
+
+/// Leaves the record on the socket: where it was meant to go, and whose it
+/// is. False if the kernel cannot store it.
+#[inline(always)]
+fn remember(context: &Addressed, to: Address) -> bool {
+    let mut record = owner::record(to, context.port());
+    let parent = mptcp_parent(context.socket());
+    if !parent.is_null() && !store(&CLIENTS, parent, &mut record) {
+        return false;
+    }
+    store(&CLIENTS, context.socket().cast(), &mut record)
+}
+
+/// A socket may be connected again, elsewhere: what is left of its earlier
+/// life must not answer for it.
+#[inline(always)]
+fn forget(context: &Addressed) {
+    unstore(&CLIENTS, context.socket().cast());
+    let parent = mptcp_parent(context.socket());
+    if !parent.is_null() {
+        unstore(&CLIENTS, parent);
+    }
+}
+
+#[inline(always)]
+fn rewrite(context: &Addressed, to: Destination) {
+    if !to.v6_socket {
+        context.set_v4(Address::LOOPBACK_V4);
+        context.set_port(maps::listener_v4());
+    } else if to.address.is_v4() {
+        context.set_v6(Address::LOOPBACK_V4);
+        context.set_port(maps::listener_v4());
+    } else {
+        context.set_v6(Address::LOOPBACK_V6);
+        context.set_port(maps::listener_v6());
+    }
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask test`: everything that the tests need, then the tests.
+//!
+//! In: a machine with Rust and root or sudo; Debian's packages are installed
+//! where missing. Out: cargo's own lines and exit code. Cargo runs as the
+//! user who asked; only the test programs run as root, each through
+//! `xtask as-root`, and none of them inherits a variable that tells a client
+//! whom to trust.
+use std::{ffi::OsString, os::unix::process::CommandExt, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::{
+    system::{self, find, install, is_root, steers, step},
+    testbed::{self, Profile},
+    venv,
+};
+
+/// The clients that the tests run.
+const CLIENTS: &[&str] =
+    &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
+/// A boto3 of before its standard retry mode changed.
+const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
+
+/// Programs, and the Debian packages that have them.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("bpftool", "bpftool"),
+    ("curl", "curl"),
+    ("javac", "default-jdk-headless"),
+    ("nginx", "nginx-light"),
+    ("node", "nodejs"),
+    ("setpriv", "util-linux"),
+    ("sudo", "sudo"),
+    ("wget", "wget"),
+];
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only the tests beside the code: seconds, and no root
+    #[arg(long)]
+    fast: bool,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// A test program and its arguments, from cargo.
+#[derive(Args, Debug)]
+pub(crate) struct Runner {
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    program: Vec<OsString>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut cargo = system::cargo();
+    cargo.args(["test", "--locked", "--workspace", "--features", "xtask/testbed"]);
+    if options.fast {
+        cargo.args(["--lib", "--bins"]).args(&options.filter);
+        return system::run(&mut cargo);
+    }
+
+    let missing: Vec<_> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    install(&missing)?;
+    if missing.contains(&"nginx-light") && find("systemctl").is_some() {
+        // The package starts a web server; the tests start their own.
+        system::succeeds(system::privileged("systemctl")?.args(["disable", "--now", "nginx"]));
+    }
+    let clients = venv::python("clients", CLIENTS)?;
+    let old_clients = venv::python("clients-old", OLD_CLIENTS)?;
+    step("Building");
+    let binaries = testbed::build(Profile::Dev)?;
+
+    step("Testing");
+    let me = std::env::current_exe().context("cannot tell where xtask is")?;
+    let runner = serde_json::json!([me.to_string_lossy(), "as-root"]);
+    cargo.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner}"));
+    cargo.env("RETRYSCOPE_TESTBED", &binaries.testbed);
+    for (name, python) in [("RETRYSCOPE_TEST_VENV", clients), ("RETRYSCOPE_TEST_OLD_VENV", old_clients)] {
+        // …/venvs/NAME/bin/python
+        cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
+    }
+    // One failure must not hide the next.
+    system::run(cargo.arg("--no-fail-fast").args(&options.filter))
+}
+
+/// Becomes the program.
+pub(crate) fn as_root(runner: &Runner) -> Result<()> {
+    let keep = |name: &str| {
+        let known = matches!(name, "CI" | "HOME" | "LANG" | "LD_LIBRARY_PATH" | "PATH" | "TERM");
+        known || ["CARGO", "RETRYSCOPE_", "RUST"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    ensure!(!runner.program.is_empty(), "cargo named no program");
+    // Whoever started this may have ignored signals, as nohup does; the tests
+    // send them, and programs inherit what is ignored.
+    let mut command = if is_root() {
+        Command::new("env")
+    } else {
+        system::privileged_with("env", |name| keep(name) && !steers(name))?
+    };
+    command.arg("--default-signal").args(&runner.program);
+    let error = system::unsteered(&mut command).exec();
+    Err(error).with_context(|| format!("cannot run {}", system::shown(&command)))
+}
