@@ -5,3 +5,4 @@
 //! `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod flow;
 pub mod process;
+pub mod tls;
