@@ -5,4 +5,5 @@
 //! `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod flow;
 pub mod process;
+pub mod redirect;
 pub mod tls;

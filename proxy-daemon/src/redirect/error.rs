@@ -1,0 +1,97 @@
+//! What can go wrong, said to the person at the keyboard.
+use std::{error::Error, io, path::PathBuf};
+
+use super::cgroup::CgroupError;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RedirectError {
+    #[error(
+        "{what} was refused by the kernel ({cause}): run as root (sudo), or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
+    Permission { what: &'static str, cause: String },
+    #[error("{what} does not work on this kernel: {cause}. {remedy}")]
+    Kernel { what: &'static str, cause: String, remedy: &'static str },
+    #[error("{given} ports to watch were given; between 1 and {max} are possible: repeat or drop --port", max = retryscope_ebpf::MAX_PORTS)]
+    Ports { given: usize },
+    #[error("there is no cgroup at {path}: name a directory below the cgroup2 mount (see `retryscope doctor`)", path = path.display())]
+    NoCgroup { path: PathBuf },
+    #[error("there is no process {pid}: it has ended, or it is in another pid namespace")]
+    NoProcess { pid: u32 },
+    #[error("the listener on {address} could not be opened ({cause}): the loopback must be up (`ip link set lo up`)")]
+    Listener { address: &'static str, cause: io::Error },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl RedirectError {
+    /// 64 usage, 69 the kernel lacks something, 77 permission.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Permission { .. } => 77,
+            Self::Kernel { .. } | Self::Listener { .. } => 69,
+            Self::Ports { .. } | Self::NoCgroup { .. } | Self::NoProcess { .. } => 64,
+            Self::Cgroup(error) => error.exit_code(),
+        }
+    }
+
+    /// Classes an error of aya's (or any other) by the system call's answer.
+    pub(super) fn of(what: &'static str, error: &(dyn Error + 'static)) -> Self {
+        let cause = summary(error);
+        // The kernel says EPERM and EACCES to what a lesser process may not
+        // do, and also to what no process may do.
+        match os_error(error) {
+            Some(nix::libc::EPERM | nix::libc::EACCES) if !super::probe::has_capabilities() => {
+                Self::Permission { what, cause }
+            }
+            Some(nix::libc::EPERM) => Self::Kernel {
+                what,
+                cause,
+                remedy: "Another program may hold the cgroup for itself (`bpftool cgroup tree` shows which), \
+                         or the kernel is locked down",
+            },
+            _ => Self::Kernel { what, cause, remedy: "Run `retryscope doctor` to see what is missing" },
+        }
+    }
+}
+
+fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// One line: the error and its sources, without the verifier's log.
+pub(super) fn summary(error: &(dyn Error + 'static)) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        let line = text.split(". Verifier output").next().unwrap_or_default().lines().next().unwrap_or_default();
+        if !line.is_empty() && lines.last().is_none_or(|last| !last.contains(line)) {
+            lines.push(line.to_owned());
+        }
+        next = error.source();
+    }
+    lines.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_follow_the_command_line_contract() {
+        let refused = RedirectError::Permission { what: "loading", cause: "Operation not permitted".into() };
+        assert_eq!(refused.exit_code(), 77);
+        assert!(refused.to_string().contains("sudo"), "{refused}");
+        let missing = RedirectError::of("loading", &io::Error::from_raw_os_error(nix::libc::EINVAL));
+        assert_eq!(missing.exit_code(), 69);
+        assert_eq!(RedirectError::NoProcess { pid: 1 }.exit_code(), 64);
+    }
+}

@@ -1,0 +1,75 @@
+//! The listeners that redirected connects come to, and the network namespace
+//! they are in.
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsRawFd,
+};
+
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::RedirectError;
+
+/// The kernel cuts it down to net.core.somaxconn. A full queue would cost
+/// clients a second (a SYN dropped and sent again).
+const BACKLOG: i32 = 65_535;
+
+/// Both on the loopback, each on a port that the kernel chose, non-blocking.
+#[derive(Debug)]
+pub struct Listeners {
+    /// 127.0.0.1; IPv4-mapped connects come here too.
+    pub v4: TcpListener,
+    /// ::1; `None` on a host without IPv6, where native IPv6 goes direct.
+    pub v6: Option<TcpListener>,
+}
+
+pub(super) fn open() -> Result<Listeners, RedirectError> {
+    let v4 = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .map_err(|cause| RedirectError::Listener { address: "127.0.0.1", cause })?;
+    let v6 = match listener(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
+        Ok(v6) => Some(v6),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => None,
+        Err(cause) => return Err(RedirectError::Listener { address: "::1", cause }),
+    };
+    Ok(Listeners { v4, v6 })
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+pub(super) fn port(listener: &TcpListener) -> Result<u32, RedirectError> {
+    let address = listener.local_addr().map_err(|cause| RedirectError::Listener { address: "the loopback", cause })?;
+    Ok(u32::from(address.port()))
+}
+
+/// The number by which the kernel side tells this network namespace from
+/// others.
+pub(super) fn netns_cookie() -> Result<u64, RedirectError> {
+    let unknown = |cause: io::Error| RedirectError::Kernel {
+        what: "telling network namespaces apart (SO_NETNS_COOKIE)",
+        cause: cause.to_string(),
+        remedy: "Linux 5.14 or newer is needed",
+    };
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(unknown)?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the value and its length outlive the call, and agree.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(unknown(io::Error::last_os_error())) }
+}

@@ -1,0 +1,248 @@
+//! Loading the kernel side into the kernel, and attaching it.
+use std::{error::Error, fs::File, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, PerCpuArray, SkStorage},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramType, RawTracePoint, SockOps, links::FdLink},
+    sys::{BpfHelper, is_helper_supported},
+};
+use retryscope_ebpf::Record;
+
+use super::{RedirectError, btf::Layout};
+
+/// The kernel side as committed beside its source. `cargo xtask ebpf verify`
+/// proves that it is what the source gives.
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../proxy-ebpf/retryscope.bpf.o"));
+
+/// Programs by the function's name in the kernel side.
+pub(super) const DIVERTING: [&str; 4] = ["rs_sendmsg4", "rs_sendmsg6", "rs_connect4", "rs_connect6"];
+pub(super) const NAMING: [&str; 2] = ["rs_getpeername4", "rs_getpeername6"];
+pub(super) const HANDOVER: &str = "rs_handover";
+pub(super) const TRACKING: [(&str, &str); 2] = [("rs_fork", "sched_process_fork"), ("rs_exit", "sched_process_exit")];
+
+const LOADING: &str = "loading the eBPF programs";
+const ATTACHING: &str = "attaching the eBPF programs to the cgroup";
+
+/// What the kernel side is told before it is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) listener_v4: u32,
+    /// 0 for none.
+    pub(super) listener_v6: u32,
+    pub(super) netns_cookie: u64,
+    pub(super) refuse_udp: bool,
+    pub(super) only_processes: bool,
+    pub(super) layout: Layout,
+}
+
+/// The cgroups to attach to, opened.
+#[derive(Debug)]
+pub(super) struct Places {
+    target: File,
+    /// Where the hand-over has to see sockets: both the target's and the
+    /// daemon's, but never twice where one cgroup holds the other.
+    handover: Vec<File>,
+}
+
+impl Places {
+    pub(super) fn open(target: &Path, daemon: &Path) -> Result<Self, RedirectError> {
+        let open = |path: &Path| match File::open(path) {
+            Ok(file) if path.join("cgroup.procs").is_file() => Ok(file),
+            Ok(_) => Err(RedirectError::NoCgroup { path: path.into() }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(RedirectError::Permission { what: "opening the cgroup", cause: error.to_string() })
+            }
+            Err(_) => Err(RedirectError::NoCgroup { path: path.into() }),
+        };
+        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
+        let (of_target, of_daemon) = (resolved(target), resolved(daemon));
+        let handover = if of_daemon.starts_with(&of_target) {
+            vec![open(target)?]
+        } else if of_target.starts_with(&of_daemon) {
+            vec![open(daemon)?]
+        } else {
+            vec![open(daemon)?, open(target)?]
+        };
+        Ok(Self { target: open(target)?, handover })
+    }
+}
+
+/// The kernel side, loaded; programs go into the kernel as they are attached.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    pub(super) fn new(object: &[u8], settings: &Settings) -> Result<Self, RedirectError> {
+        let Settings { listener_v4, listener_v6, netns_cookie, layout, .. } = settings;
+        let (set_retval, mptcp) = (u32::from(has_set_retval()), u32::from(layout.mptcp && has_mptcp()));
+        let (refuse_udp, only_processes) = (u32::from(settings.refuse_udp), u32::from(settings.only_processes));
+        let mut loader = EbpfLoader::new();
+        if !settings.only_processes {
+            // Not used then, so it need not take its memory.
+            loader.map_max_entries("PROCESSES", 1);
+        }
+        let ebpf = loader
+            // Nothing is relocated against the kernel's types.
+            .btf(None)
+            .override_global("LISTENER_V4", listener_v4, true)
+            .override_global("LISTENER_V6", listener_v6, true)
+            .override_global("NETNS_COOKIE", netns_cookie, true)
+            .override_global("REFUSE_UDP", &refuse_udp, true)
+            .override_global("HAS_SET_RETVAL", &set_retval, true)
+            .override_global("HAS_MPTCP", &mptcp, true)
+            .override_global("ONLY_PROCESSES", &only_processes, true)
+            .override_global("TASK_TGID", &layout.task_tgid, true)
+            .override_global("TASK_GROUP_LEADER", &layout.task_group_leader, true)
+            .override_global("TASK_START_BOOTTIME", &layout.task_start_boottime, true)
+            .override_global("TASK_REAL_PARENT", &layout.task_real_parent, true)
+            .override_global("TASK_SIGNAL", &layout.task_signal, true)
+            .override_global("SIGNAL_LIVE", &layout.signal_live, true)
+            .load(object)
+            .map_err(|error| RedirectError::of(LOADING, &error))?;
+        Ok(Self { ebpf })
+    }
+
+    /// Watches these ports.
+    pub(super) fn watch(&mut self, ports: &[u16]) -> Result<(), RedirectError> {
+        let mut watched: HashMap<_, u32, u32> = self.map_mut("PORTS")?;
+        for port in ports {
+            watched.insert(u32::from(*port), 1, 0).map_err(|error| RedirectError::of(LOADING, &error))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn processes(&mut self) -> Result<HashMap<&mut MapData, u32, u64>, RedirectError> {
+        self.map_mut("PROCESSES")
+    }
+
+    /// What serves connections that are diverted: the hand-over, and the
+    /// peer's name.
+    pub(super) fn attach_serving(&mut self, places: &Places) -> Result<Vec<FdLink>, RedirectError> {
+        let mut links = Vec::new();
+        for place in &places.handover {
+            links.push(self.attach_handover(place)?);
+        }
+        for name in NAMING {
+            links.push(self.attach_hook(name, &places.target)?);
+        }
+        Ok(links)
+    }
+
+    /// What diverts or refuses; each link is in force as soon as it is made.
+    pub(super) fn attach_diverting(&mut self, places: &Places, links: &mut Vec<FdLink>) -> Result<(), RedirectError> {
+        for name in DIVERTING {
+            links.push(self.attach_hook(name, &places.target)?);
+        }
+        Ok(())
+    }
+
+    /// What follows a process tree.
+    pub(super) fn attach_tracking(&mut self) -> Result<Vec<FdLink>, RedirectError> {
+        TRACKING
+            .into_iter()
+            .map(|(name, tracepoint)| {
+                self.load(name)?;
+                let program: &mut RawTracePoint = self.program(name)?;
+                let attached = program.attach(tracepoint).and_then(|id| program.take_link(id));
+                attached.map(FdLink::from).map_err(|error| RedirectError::of("following the target's children", &error))
+            })
+            .collect()
+    }
+
+    /// Loads one program into the kernel, unless it is there.
+    pub(super) fn load(&mut self, name: &str) -> Result<(), RedirectError> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| wrong_object(name))?;
+        let loaded = match program {
+            aya::programs::Program::CgroupSockAddr(program) => program.load(),
+            aya::programs::Program::SockOps(program) => program.load(),
+            aya::programs::Program::RawTracePoint(program) => program.load(),
+            _ => return Err(wrong_object(name)),
+        };
+        match loaded {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+            Err(error) => {
+                if let ProgramError::LoadError { verifier_log, .. } = &error {
+                    tracing::debug!(program = name, %verifier_log, "refused by the verifier");
+                }
+                Err(RedirectError::of(LOADING, &error))
+            }
+        }
+    }
+
+    pub(super) fn accepted(&mut self) -> Result<SkStorage<MapData, Record>, RedirectError> {
+        self.take("ACCEPTED")
+    }
+
+    pub(super) fn exempt(&mut self) -> Result<SkStorage<MapData, u32>, RedirectError> {
+        self.take("EXEMPT")
+    }
+
+    pub(super) fn tally(&mut self) -> Result<PerCpuArray<MapData, u64>, RedirectError> {
+        self.take("TALLY")
+    }
+
+    fn attach_handover(&mut self, cgroup: &File) -> Result<FdLink, RedirectError> {
+        self.load(HANDOVER)?;
+        let program: &mut SockOps = self.program(HANDOVER)?;
+        let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
+        own_link(attached)
+    }
+
+    fn attach_hook(&mut self, name: &str, cgroup: &File) -> Result<FdLink, RedirectError> {
+        self.load(name)?;
+        let program: &mut CgroupSockAddr = self.program(name)?;
+        let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
+        own_link(attached)
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, RedirectError>
+    where
+        &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+    {
+        self.ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| wrong_object(name))
+    }
+
+    fn map_mut<'a, M>(&'a mut self, name: &str) -> Result<M, RedirectError>
+    where
+        M: TryFrom<&'a mut Map>,
+    {
+        self.ebpf.map_mut(name).and_then(|map| M::try_from(map).ok()).ok_or_else(|| wrong_object(name))
+    }
+
+    fn take<M: TryFrom<Map>>(&mut self, name: &str) -> Result<M, RedirectError> {
+        self.ebpf.take_map(name).and_then(|map| M::try_from(map).ok()).ok_or_else(|| wrong_object(name))
+    }
+}
+
+/// Before Linux 5.7 aya attaches by PROG_ATTACH, which outlives the process.
+/// That is refused here, and what was attached so is dropped (detached).
+fn own_link<L>(attached: Result<L, ProgramError>) -> Result<FdLink, RedirectError>
+where
+    FdLink: TryFrom<L>,
+    <FdLink as TryFrom<L>>::Error: Error + 'static,
+{
+    let link = attached.map_err(|error| RedirectError::of(ATTACHING, &error))?;
+    FdLink::try_from(link).map_err(|error| RedirectError::of(ATTACHING, &error))
+}
+
+fn wrong_object(name: &str) -> RedirectError {
+    RedirectError::Kernel {
+        what: LOADING,
+        cause: format!("the built-in object has no `{name}`"),
+        remedy: "The program was built wrongly: run `cargo xtask ebpf build` and build it again",
+    }
+}
+
+/// A refusal can say ECONNREFUSED (Linux 5.18); else it is EPERM.
+pub(super) fn has_set_retval() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
+}
+
+/// `getpeername()` can be answered for MPTCP sockets (Linux 5.19).
+pub(super) fn has_mptcp() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock).unwrap_or(false)
+}

@@ -1,0 +1,256 @@
+//! How connections get here: the kernel side loaded and attached, and the
+//! cgroups it is attached to.
+//!
+//! In: the target (a cgroup, or a process within its own), the watched ports.
+//! Out: two listeners to which the target's connects come, and for each
+//! accepted socket its origin and owner ([`Redirect::origin_of`]).
+//!
+//! - The listeners are open before anything is attached, and the hand-over is
+//!   attached before the connects are redirected: nothing is ever redirected
+//!   to nobody.
+//! - Every attachment is a `bpf_link` that belongs to this process and is not
+//!   pinned: however the process ends, the target's next connect goes direct.
+//! - A socket that is not fit to be redirected goes direct and is counted.
+#![allow(unsafe_code)]
+
+mod btf;
+mod error;
+mod listen;
+mod load;
+mod probe;
+mod tally;
+mod tree;
+
+pub mod cgroup;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use aya::maps::{MapData, MapError, PerCpuArray, SkStorage};
+use aya::programs::links::FdLink;
+use retryscope_ebpf::Record;
+
+use crate::process::{Owner, ProcessKey};
+
+pub use error::RedirectError;
+pub use listen::Listeners;
+pub use probe::{Probe, probe};
+pub use tally::Counters;
+
+/// Whose connects are redirected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every process in a cgroup (its directory) and in those below.
+    Cgroup(PathBuf),
+    /// A process, its children as of now, and all they start from now on, as
+    /// long as they stay in its cgroup; nothing else in that cgroup.
+    Process { pid: u32 },
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// At least one, at most [`retryscope_ebpf::MAX_PORTS`].
+    pub ports: Vec<u16>,
+    /// Leave UDP to the watched ports alone instead of refusing it.
+    pub allow_quic: bool,
+    pub target: Target,
+}
+
+/// What the kernel side knows of an accepted connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirected {
+    /// Where the client meant to connect to; an IPv4-mapped address comes out
+    /// as IPv4.
+    pub origin: SocketAddr,
+    pub owner: Owner,
+}
+
+/// A redirection in force. It ends when this is dropped; the listeners should
+/// outlive it, so that no connect is ever diverted to nobody.
+pub struct Redirect {
+    // What diverts goes first, also when this is dropped.
+    /// The links that divert or refuse; gone after [`Redirect::detach`].
+    diverting: Mutex<Vec<FdLink>>,
+    /// The links that serve connections already diverted.
+    _serving: Vec<FdLink>,
+    accepted: SkStorage<MapData, Record>,
+    /// Behind a lock only because aya wants `&mut` for what is one system
+    /// call on a file descriptor.
+    exempt: Mutex<SkStorage<MapData, u32>>,
+    tally: PerCpuArray<MapData, u64>,
+}
+
+impl Redirect {
+    /// Opens the listeners, loads the kernel side, then attaches it.
+    ///
+    /// `daemon_cgroup` is the directory of the cgroup in which this process
+    /// now is: the listeners' sockets, and those accepted from them, belong to
+    /// it, and the hand-over needs to see them.
+    pub fn start(options: &Options, daemon_cgroup: &Path) -> Result<(Self, Listeners), RedirectError> {
+        Self::start_with(load::OBJECT, options, daemon_cgroup)
+    }
+
+    /// As [`Redirect::start`], with another build of the kernel side: lets the
+    /// kernel tests judge a fresh one.
+    #[doc(hidden)]
+    pub fn start_with(
+        object: &[u8],
+        options: &Options,
+        daemon_cgroup: &Path,
+    ) -> Result<(Self, Listeners), RedirectError> {
+        let mut ports = options.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.is_empty() || ports.len() > retryscope_ebpf::MAX_PORTS {
+            return Err(RedirectError::Ports { given: ports.len() });
+        }
+        let target = match &options.target {
+            Target::Cgroup(path) => path.clone(),
+            Target::Process { pid } => cgroup::of_process(*pid)?,
+        };
+        let places = load::Places::open(&target, daemon_cgroup)?;
+        let netns_cookie = listen::netns_cookie()?;
+        let listeners = listen::open()?;
+        let layout = btf::Layout::of_kernel();
+        let by_process = matches!(options.target, Target::Process { .. });
+        if by_process {
+            tree::can_follow(&layout)?;
+        }
+        let settings = load::Settings {
+            listener_v4: listen::port(&listeners.v4)?,
+            listener_v6: listeners.v6.as_ref().map_or(Ok(0), listen::port)?,
+            netns_cookie,
+            refuse_udp: !options.allow_quic,
+            only_processes: by_process,
+            layout,
+        };
+        let mut loaded = load::Loaded::new(object, &settings)?;
+        loaded.watch(&ports)?;
+        let mut diverting = Vec::new();
+        let mut serving = loaded.attach_serving(&places)?;
+        if let Target::Process { pid } = options.target {
+            // First the tracepoints, then /proc: a child forked in between
+            // is seen by one or the other.
+            serving.extend(loaded.attach_tracking()?);
+            tree::seed(&mut loaded.processes()?, pid)?;
+        }
+        loaded.attach_diverting(&places, &mut diverting)?;
+        let redirect = Self {
+            accepted: loaded.accepted()?,
+            exempt: Mutex::new(loaded.exempt()?),
+            tally: loaded.tally()?,
+            diverting: Mutex::new(diverting),
+            _serving: serving,
+        };
+        Ok((redirect, listeners))
+    }
+
+    /// Where an accepted connection was meant to go, and whose it is. `None`
+    /// if no redirect explains it: it must be closed.
+    pub fn origin_of(&self, accepted: &impl AsFd) -> Result<Option<Redirected>, RedirectError> {
+        match self.accepted.get(&accepted.as_fd().as_raw_fd(), 0) {
+            Ok(record) => Ok(Some(redirected(&record))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(RedirectError::of("reading a connection's record", &error)),
+        }
+    }
+
+    /// Marks a socket of the daemon's own: its connects are never redirected,
+    /// also where the daemon is in the target's cgroup. Call before
+    /// `connect()`.
+    pub fn exempt(&self, socket: &impl AsFd) -> Result<(), RedirectError> {
+        let mut exempt = self.exempt.lock().unwrap_or_else(PoisonError::into_inner);
+        exempt
+            .insert(&socket.as_fd().as_raw_fd(), 1, 0)
+            .map_err(|error| RedirectError::of("marking a socket as the daemon's own", &error))
+    }
+
+    /// What the kernel side has counted so far.
+    pub fn counters(&self) -> Counters {
+        tally::read(&self.tally)
+    }
+
+    /// Lets every new connect go direct. Connections already diverted keep
+    /// their records and their peer's name until this is dropped.
+    pub fn detach(&self) {
+        self.diverting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirect").field("counters", &self.counters()).finish_non_exhaustive()
+    }
+}
+
+fn redirected(record: &Record) -> Redirected {
+    let port = u16::try_from(record.origin_port).unwrap_or_default();
+    let address = Ipv6Addr::from(record.origin.octets());
+    let address = if record.origin.is_v4() { address.to_canonical() } else { IpAddr::V6(address) };
+    Redirected { origin: SocketAddr::new(address, port), owner: owner(record) }
+}
+
+fn owner(record: &Record) -> Owner {
+    /// `/proc` shows start times in ticks of 1/100 s.
+    const NANOS_PER_TICK: u64 = 10_000_000;
+    let name = record.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    let start_ticks = match record.start_boottime {
+        0 => tree::start_ticks(record.tgid).unwrap_or_default(),
+        nanos => nanos / NANOS_PER_TICK,
+    };
+    Owner {
+        key: ProcessKey { pid: record.tgid, start_ticks },
+        tid: record.tid,
+        parent: record.parent,
+        uid: record.uid,
+        gid: record.gid,
+        cgroup_id: record.cgroup_id,
+        comm: String::from_utf8_lossy(name).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retryscope_ebpf::Address;
+
+    use super::*;
+
+    fn record(origin: Address) -> Record {
+        Record {
+            start_boottime: 123_450_000_001,
+            cgroup_id: 7,
+            origin,
+            comm: *b"app\0junk\0\0\0\0\0\0\0\0",
+            tgid: 10,
+            tid: 11,
+            parent: 1,
+            uid: 1000,
+            gid: 100,
+            origin_port: 443,
+        }
+    }
+
+    #[test]
+    fn mapped_origins_come_out_as_v4() {
+        let mapped = redirected(&record(Address::v4(u32::from_ne_bytes([192, 0, 2, 1]))));
+        assert_eq!(mapped.origin.to_string(), "192.0.2.1:443");
+        assert_eq!(redirected(&record(Address::LOOPBACK_V6)).origin.to_string(), "[::1]:443");
+    }
+
+    #[test]
+    fn owner_speaks_proc() {
+        let owner = owner(&record(Address::LOOPBACK_V4));
+        assert_eq!((owner.key.start_ticks, owner.comm.as_str()), (12_345, "app"));
+    }
+
+    #[test]
+    fn is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Redirect>();
+    }
+}

@@ -1,0 +1,129 @@
+//! What the kernel side counts, summed over the CPUs.
+use aya::maps::{MapData, PerCpuArray};
+use retryscope_ebpf::Counter;
+use serde::Serialize;
+
+/// Sockets, unless said otherwise, since the redirection began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Sent to the daemon.
+    pub redirected: u64,
+    /// Accepted (or acceptable) here with a record.
+    pub handed_over: u64,
+    /// Direct: the kernel could not store a record on the socket.
+    pub direct_no_record: u64,
+    /// Direct: bound to a device other than the loopback.
+    pub direct_bound_device: u64,
+    /// Direct: in another network namespace.
+    pub direct_other_netns: u64,
+    /// Direct: IPv6, on a host without `::1`.
+    pub direct_no_listener: u64,
+    /// Direct: the destination is link-local.
+    pub direct_link_local: u64,
+    /// UDP connects and messages refused.
+    pub udp_refused: u64,
+    /// Connections to the listeners that no redirect explains.
+    pub unmatched: u64,
+    /// Records lost between the two ends; the daemon closes these.
+    pub handover_failed: u64,
+    /// Processes of the target's tree for which the table had no room.
+    pub process_not_tracked: u64,
+}
+
+impl Counters {
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let less = u64::saturating_sub;
+        Self {
+            redirected: less(self.redirected, earlier.redirected),
+            handed_over: less(self.handed_over, earlier.handed_over),
+            direct_no_record: less(self.direct_no_record, earlier.direct_no_record),
+            direct_bound_device: less(self.direct_bound_device, earlier.direct_bound_device),
+            direct_other_netns: less(self.direct_other_netns, earlier.direct_other_netns),
+            direct_no_listener: less(self.direct_no_listener, earlier.direct_no_listener),
+            direct_link_local: less(self.direct_link_local, earlier.direct_link_local),
+            udp_refused: less(self.udp_refused, earlier.udp_refused),
+            unmatched: less(self.unmatched, earlier.unmatched),
+            handover_failed: less(self.handover_failed, earlier.handover_failed),
+            process_not_tracked: less(self.process_not_tracked, earlier.process_not_tracked),
+        }
+    }
+
+    /// A sentence for each way in which connections did not come here.
+    pub fn sentences(&self) -> Vec<String> {
+        let direct = [
+            (
+                self.direct_no_record,
+                "the kernel could not store a record on the socket (net.core.optmem_max may be too low)",
+            ),
+            (
+                self.direct_bound_device,
+                "the socket was bound to a network device, from which the loopback cannot be reached",
+            ),
+            (self.direct_other_netns, "the process was in another network namespace"),
+            (self.direct_no_listener, "it was IPv6, and this machine has no ::1"),
+            (self.direct_link_local, "the destination was link-local"),
+        ];
+        let mut sentences: Vec<String> = direct
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, why)| format!("{} went direct, unobserved: {why}.", connections(*count)))
+            .collect();
+        if self.udp_refused > 0 {
+            sentences.push(format!(
+                "QUIC (HTTP/3) was refused {}, so that clients fall back to TCP; --allow-quic leaves it alone.",
+                if self.udp_refused == 1 { "once".to_owned() } else { format!("{} times", self.udp_refused) }
+            ));
+        }
+        if self.handover_failed > 0 {
+            sentences
+                .push(format!("{} had to be closed: the kernel lost its record.", connections(self.handover_failed)));
+        }
+        if self.process_not_tracked > 0 {
+            sentences.push(format!(
+                "{} processes of the tree were not followed: there were too many.",
+                self.process_not_tracked
+            ));
+        }
+        sentences
+    }
+}
+
+fn connections(count: u64) -> String {
+    if count == 1 { "1 connection".to_owned() } else { format!("{count} connections") }
+}
+
+pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
+    // Reading an existing slot of an array cannot fail.
+    let of = |counter: Counter| tally.get(&(counter as u32), 0).map_or(0, |slots| slots.iter().sum());
+    Counters {
+        redirected: of(Counter::Redirected),
+        handed_over: of(Counter::HandedOver),
+        direct_no_record: of(Counter::DirectNoRecord),
+        direct_bound_device: of(Counter::DirectBoundDevice),
+        direct_other_netns: of(Counter::DirectOtherNetns),
+        direct_no_listener: of(Counter::DirectNoListener),
+        direct_link_local: of(Counter::DirectLinkLocal),
+        udp_refused: of(Counter::UdpRefused),
+        unmatched: of(Counter::Unmatched),
+        handover_failed: of(Counter::HandoverFailed),
+        process_not_tracked: of(Counter::ProcessNotTracked),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_happened_is_said() {
+        let counters = Counters { redirected: 9, direct_bound_device: 1, udp_refused: 2, ..Counters::default() };
+        let said = counters.sentences();
+        assert_eq!(said.len(), 2);
+        assert!(said[0].starts_with("1 connection went direct, unobserved: the socket was bound"));
+        assert!(said[1].contains("refused 2 times"));
+        let later = Counters { redirected: 11, ..counters };
+        assert_eq!(later.since(&counters), Counters { redirected: 2, ..Counters::default() });
+        assert!(later.since(&counters).sentences().is_empty());
+    }
+}
