@@ -6,4 +6,5 @@
 pub mod flow;
 pub mod process;
 pub mod redirect;
+pub mod rules;
 pub mod tls;

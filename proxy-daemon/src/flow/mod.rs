@@ -4,6 +4,8 @@
 //! In: heads as the data path read them, and the process they belong to.
 //! Out: [`Attempt`], the one record that rules, the ledger and every view
 //! share. Nothing here does I/O or reads a clock.
+pub mod aws;
+pub mod filter;
 mod headers;
 
 use std::{
