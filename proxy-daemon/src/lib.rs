@@ -6,5 +6,7 @@
 pub mod flow;
 pub mod process;
 pub mod redirect;
+pub mod report;
+pub mod retry;
 pub mod rules;
 pub mod tls;

@@ -1,0 +1,217 @@
+//! The ledger shown to a person or a program.
+//!
+//! In: a [`Snapshot`] and what only the instance knows ([`Meta`]). Out: a
+//! [`Report`], which is also the JSON document (`schema-1.json` describes
+//! it), and [`text`], the same for a person. Both come out equal for equal
+//! input: order is fixed here, nothing reads a clock.
+mod build;
+mod text;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+pub use build::build;
+use serde::{Deserialize, Serialize};
+pub use text::text;
+
+/// The version of the document's shape. Fields are added under the same
+/// version, never renamed or given another meaning.
+pub const SCHEMA: u32 = 1;
+
+/// The JSON Schema of the document.
+pub const JSON_SCHEMA: &str = include_str!("schema-1.json");
+
+/// What the instance adds to the ledger's numbers.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    pub seed: u64,
+    pub started: SystemTime,
+    pub ended: SystemTime,
+    /// The command that was run; absent when attached to what already ran.
+    pub command: Option<String>,
+    /// The ports whose connections are redirected.
+    pub ports: Vec<u16>,
+    /// Each rule's name and how often it acted.
+    pub rules: Vec<(String, u64)>,
+    /// Counters of the redirection, as the report shall carry them; null for
+    /// none.
+    pub redirect: serde_json::Value,
+    /// Sentences for the reader, shown last.
+    pub notes: Vec<String>,
+}
+
+/// The document. Durations are in milliseconds, times in RFC 3339 (UTC).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub schema: u32,
+    /// Of the program that wrote it.
+    pub version: String,
+    pub seed: u64,
+    pub started: String,
+    pub ended: String,
+    pub command: Option<String>,
+    pub ports: Vec<u16>,
+    pub totals: Totals,
+    /// Longest stalled first, then by attempts, then by pid.
+    pub processes: Vec<ProcessEntry>,
+    /// Processes past the limit, as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub others: Option<Totals>,
+    pub rules: Vec<RuleEntry>,
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub redirect: serde_json::Value,
+    pub bounds: BoundsEntry,
+    pub notes: Vec<String>,
+}
+
+/// Sums over processes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    pub processes: u64,
+    #[serde(flatten)]
+    pub counts: CountsEntry,
+    #[serde(flatten)]
+    pub outcomes: OutcomesEntry,
+    pub stalled_ms: f64,
+    pub stalled_injected_ms: f64,
+    pub observed_ms: f64,
+    pub connections: ConnectionsEntry,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    pub pid: u32,
+    /// Start time in clock ticks since boot: tells a recycled pid apart.
+    pub start_ticks: u64,
+    pub parent: u32,
+    pub uid: u32,
+    pub command: String,
+    pub comm: String,
+    pub exe: Option<String>,
+    pub cgroup: Option<String>,
+    pub exited: bool,
+    #[serde(flatten)]
+    pub counts: CountsEntry,
+    /// The union of the process's waits: time during which at least one call
+    /// was in backoff.
+    pub stalled_ms: f64,
+    /// The same for the waits after an outcome that a rule made.
+    pub stalled_injected_ms: f64,
+    /// From its first connection to its exit or the report.
+    pub observed_ms: f64,
+    pub connections: ConnectionsEntry,
+    /// Longest backoff first, then by attempts, then by name.
+    pub operations: Vec<OperationEntry>,
+    /// The waits that each rule caused, longest first.
+    pub rules: Vec<RuleWaitEntry>,
+    pub problems: Vec<ProblemEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationEntry {
+    pub service: Option<String>,
+    /// As the service names it; where it has no name, `METHOD host`.
+    pub operation: String,
+    #[serde(flatten)]
+    pub counts: CountsEntry,
+    #[serde(flatten)]
+    pub outcomes: OutcomesEntry,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CountsEntry {
+    pub calls: u64,
+    /// Calls with at least one retry.
+    pub calls_retried: u64,
+    pub attempts: u64,
+    /// Of `attempts`, those that nothing links to others: each is a call.
+    pub attempts_unlinked: u64,
+    pub retries: u64,
+    pub retries_exact: u64,
+    pub retries_inferred: u64,
+    pub give_ups: u64,
+    pub backoff: BackoffEntry,
+}
+
+/// Every attempt is in exactly one of `statuses`, `injected` and `errors`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutcomesEntry {
+    /// Told as the upstream gave them.
+    pub statuses: BTreeMap<String, u64>,
+    /// Told by a rule.
+    pub injected: BTreeMap<String, u64>,
+    /// The upstream's statuses beneath `injected`.
+    pub replaced: BTreeMap<String, u64>,
+    /// No response, or one that broke off.
+    pub errors: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackoffEntry {
+    pub count: u64,
+    pub total_ms: f64,
+    pub max_ms: f64,
+    /// The parts that followed an outcome that a rule made.
+    pub injected_count: u64,
+    pub injected_ms: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionsEntry {
+    pub intercepted: u64,
+    pub tunnelled: u64,
+    pub refused: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleEntry {
+    pub name: String,
+    /// How often it acted.
+    pub hits: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleWaitEntry {
+    pub name: String,
+    pub count: u64,
+    pub total_ms: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemEntry {
+    pub kind: String,
+    pub name: String,
+    pub hint: String,
+    pub count: u64,
+}
+
+/// What the ledger's limits have cost; all zero below them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BoundsEntry {
+    pub calls_forgotten: u64,
+    pub processes_folded: u64,
+    pub operations_folded: u64,
+    pub problems_dropped: u64,
+    pub waits_cut_ms: f64,
+}
+
+/// The document as indented JSON, ending in a newline. Safe to show on a
+/// terminal: control characters are escaped.
+pub fn json(report: &Report) -> String {
+    // A tree of strings, numbers and maps with string keys always serialises.
+    let mut document = serde_json::to_string_pretty(report).unwrap_or_default();
+    // JSON leaves DEL and the C1 controls as they are. They can stand only
+    // within strings, where an escape means the same.
+    if document.chars().any(|c| c.is_control() && c != '\n') {
+        let escape = |c: char| match c {
+            '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
+            c => c.to_string(),
+        };
+        document = document.chars().map(escape).collect();
+    }
+    document.push('\n');
+    document
+}

@@ -1,0 +1,135 @@
+//! What the ledger tells, as plain values.
+use std::{sync::Arc, time::Duration};
+
+use super::tally::{OperationName, Tally};
+use crate::{flow::Moment, process::Process};
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectionKind {
+    /// TLS was terminated and attempts were read.
+    Intercepted,
+    /// Bytes went through untouched.
+    Tunnelled,
+    /// It came to nothing: the upstream or either handshake failed.
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    pub intercepted: u64,
+    pub tunnelled: u64,
+    pub refused: u64,
+}
+
+impl Connections {
+    pub fn sum(&self) -> u64 {
+        self.intercepted + self.tunnelled + self.refused
+    }
+
+    pub fn add_all(&mut self, other: &Self) {
+        self.intercepted += other.intercepted;
+        self.tunnelled += other.tunnelled;
+        self.refused += other.refused;
+    }
+
+    pub(super) fn add(&mut self, kind: ConnectionKind) {
+        match kind {
+            ConnectionKind::Intercepted => self.intercepted += 1,
+            ConnectionKind::Tunnelled => self.tunnelled += 1,
+            ConnectionKind::Refused => self.refused += 1,
+        }
+    }
+}
+
+/// Something a person should know of a process's connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One clause, such as `the client refused our certificate`. With `name`
+    /// it tells problems apart.
+    pub kind: &'static str,
+    /// The host it happened with.
+    pub name: String,
+    /// What to do about it, a sentence.
+    pub hint: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProblemCount {
+    pub kind: &'static str,
+    pub name: String,
+    pub hint: String,
+    pub count: u64,
+}
+
+/// The waits that one rule caused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleWait {
+    pub rule: Arc<str>,
+    pub count: u64,
+    pub total: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct ProcessShare {
+    pub process: Arc<Process>,
+    /// Its first connection or attempt.
+    pub first: Moment,
+    /// Its exit, or the moment of the snapshot.
+    pub until: Moment,
+    pub exited: bool,
+    /// The sum of `operations`.
+    pub tally: Tally,
+    /// The union of its waits, and of those that followed a rule's doing.
+    pub stalled: Duration,
+    pub stalled_injected: Duration,
+    pub rules: Vec<RuleWait>,
+    pub connections: Connections,
+    /// In the order in which they were first seen.
+    pub operations: Vec<(OperationName, Tally)>,
+    pub problems: Vec<ProblemCount>,
+}
+
+impl ProcessShare {
+    pub fn observed(&self) -> Duration {
+        self.until.since(self.first)
+    }
+}
+
+/// Processes that no longer have a row of their own, as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    pub processes: u64,
+    pub tally: Tally,
+    pub connections: Connections,
+    pub stalled: Duration,
+    pub stalled_injected: Duration,
+    pub observed: Duration,
+}
+
+/// What the limits have cost so far; all zero below them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Calls forgotten while more was expected of them.
+    pub calls_forgotten: u64,
+    /// Processes whose rows were folded into one.
+    pub processes_folded: u64,
+    /// Attempts counted under no operation of their own.
+    pub operations_folded: u64,
+    /// Problems not listed.
+    pub problems_dropped: u64,
+    /// Backoff that `stalled` may lack.
+    pub waits_cut: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub started: Moment,
+    pub taken: Moment,
+    /// The sum of `processes` and `folded`.
+    pub totals: Tally,
+    /// In no particular order.
+    pub processes: Vec<ProcessShare>,
+    pub folded: Folded,
+    pub bounds: Bounds,
+}

@@ -1,0 +1,601 @@
+//! The ledger against stories told by hand, and against a naive reference.
+#![allow(clippy::unwrap_used)]
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    flow::{ConnectionId, Failure, Headers, Injected, Operation, Protocol, Request, Response},
+    process::Facts,
+    retry::{CallKey, Family},
+};
+
+fn process(pid: u32) -> Arc<Process> {
+    let facts = Facts { comm: "app".into(), command: format!("app {pid}"), exe: None, cgroup: None };
+    Arc::new(Process::new(ProcessKey { pid, start_ticks: 7 }, 1, 0, facts))
+}
+
+fn ms(at: u64) -> Moment {
+    Moment(at * 1_000_000)
+}
+
+fn signal(call: &str, number: impl Into<Option<u32>>, max: impl Into<Option<u32>>) -> Signal {
+    Signal { family: Family::Aws, call: CallKey::of(call.as_bytes()), number: number.into(), max: max.into() }
+}
+
+/// How an attempt of the stories ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Status(u16),
+    /// What a rule told in place of 200.
+    Rule(u16),
+    Fails(Failure),
+}
+use End::{Fails, Rule, Status};
+
+/// The ledger and a way to tell it a story in milliseconds.
+struct Story {
+    ledger: Ledger,
+    process: Arc<Process>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self::within(Limits::default())
+    }
+
+    fn within(limits: Limits) -> Self {
+        Self { ledger: Ledger::new(limits, ms(0)), process: process(1) }
+    }
+
+    fn begin(&mut self, signal: Option<Signal>, at: u64) -> (Link, u64) {
+        (self.ledger.begin(&self.process, signal.as_ref(), ms(at)), at)
+    }
+
+    fn finish(&mut self, begun: (Link, u64), end: End, at: u64) {
+        self.finish_as(begun, end, at, "PutObject");
+    }
+
+    fn finish_as(&mut self, (link, started): (Link, u64), end: End, at: u64, operation: &str) {
+        let attempt = attempt(&self.process, link, (ms(started), ms(at)), end, operation);
+        self.ledger.finish(&attempt);
+    }
+
+    /// One attempt from beginning to end; how long it was waited for.
+    fn attempt(&mut self, signal: Signal, (from, to): (u64, u64), end: End) -> Option<Wait> {
+        let begun = self.begin(Some(signal), from);
+        self.finish(begun, end, to);
+        begun.0.waited
+    }
+
+    fn share(&self) -> ProcessShare {
+        let snapshot = self.ledger.snapshot(ms(100_000));
+        check_sums(&snapshot);
+        snapshot.processes.into_iter().find(|share| share.process.key == self.process.key).expect("a share")
+    }
+
+    fn tally(&self) -> Tally {
+        self.share().tally
+    }
+}
+
+fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End, operation: &str) -> Attempt {
+    let response = |status| Some(Response { status, reason: String::new(), headers: Headers::default() });
+    let (response, injected, failure) = match end {
+        Status(status) => (response(status), None, None),
+        Rule(status) => (response(200), Some(Injected { status, rule: Arc::from("throttle") }), None),
+        Fails(failure) => (None, None, Some(failure)),
+    };
+    Attempt {
+        connection: ConnectionId(1),
+        process: Arc::clone(process),
+        origin: "192.0.2.1:443".parse().expect("an address"),
+        protocol: Protocol::Http11,
+        request: Request {
+            method: Arc::from("PUT"),
+            authority: Arc::from("s3.test:443"),
+            target: Arc::from("/"),
+            headers: Headers::default(),
+        },
+        operation: Operation {
+            service: Some(Arc::from("s3")).filter(|_| !operation.is_empty()),
+            name: Some(Arc::from(operation)).filter(|_| !operation.is_empty()),
+        },
+        link,
+        started: span.0,
+        response,
+        injected,
+        failure,
+        ended: Some(span.1),
+        sent: 0,
+        received: 0,
+    }
+}
+
+/// What holds of every snapshot.
+fn check_sums(snapshot: &Snapshot) {
+    let mut whole = snapshot.folded.tally.clone();
+    for share in &snapshot.processes {
+        let mut sum = Tally::default();
+        share.operations.iter().for_each(|(_, tally)| sum.add_all(tally));
+        assert_eq!(sum, share.tally, "a process is the sum of its operations");
+        // A wait after a failure that has been folded away counts there.
+        assert!(share.stalled <= share.tally.backoff.total || snapshot.folded.processes > 0);
+        assert!(share.stalled_injected <= share.stalled);
+        whole.add_all(&share.tally);
+    }
+    assert_eq!(whole, snapshot.totals, "the whole is the sum of its processes");
+    let all = &snapshot.totals;
+    assert_eq!(all.statuses.sum() + all.injected.sum() + all.errors.sum(), all.attempts);
+    assert!(all.calls <= all.attempts);
+    assert!(all.retries() <= all.attempts);
+    assert!(all.calls_retried <= all.retries());
+    assert!(all.replaced.sum() <= all.injected.sum());
+}
+
+#[test]
+fn two_throttles_by_a_rule_then_success() {
+    let mut story = Story::new();
+    assert_eq!(story.attempt(signal("a", 1, 3), (0, 10), Rule(429)), None);
+    let second = story.attempt(signal("a", 2, 3), (110, 120), Rule(429)).expect("a wait");
+    assert_eq!((second.length(), second.injected), (Duration::from_millis(100), true));
+    let third = story.attempt(signal("a", 3, 3), (420, 430), Status(200)).expect("a wait");
+    assert_eq!(third.length(), Duration::from_millis(300));
+    let share = story.share();
+    let tally = &share.tally;
+    assert_eq!((tally.calls, tally.calls_retried, tally.attempts, tally.retries_exact), (1, 1, 3, 2));
+    assert_eq!((tally.give_ups, tally.unlinked, tally.retries_inferred), (0, 0, 0));
+    assert_eq!((tally.injected.get(429), tally.replaced.get(200), tally.statuses.get(200)), (2, 2, 1));
+    assert_eq!((tally.backoff.count, tally.backoff.injected_count), (2, 2));
+    assert_eq!(tally.backoff.total, Duration::from_millis(400));
+    assert_eq!(tally.backoff.max, Duration::from_millis(300));
+    assert_eq!((share.stalled, share.stalled_injected), (tally.backoff.total, tally.backoff.total));
+    assert_eq!(share.rules, [RuleWait { rule: Arc::from("throttle"), count: 2, total: tally.backoff.total }]);
+}
+
+#[test]
+fn links_say_what_the_client_said() {
+    let mut story = Story::new();
+    let (one, _) = story.begin(Some(signal("a", 1, None)), 0);
+    let (two, _) = story.begin(Some(signal("a", 2, 5)), 1);
+    let (other, _) = story.begin(Some(signal("b", 4, 3)), 2);
+    let (none, _) = story.begin(None, 3);
+    assert_eq!((one.call, one.number, one.max, one.evidence), (CallId(1), 1, None, Evidence::Exact));
+    assert_eq!((two.call, two.number, two.max), (CallId(1), 2, Some(5)));
+    assert_eq!((other.call, other.number), (CallId(2), 4));
+    assert_eq!((none.call, none.number, none.evidence, none.waited), (CallId(3), 1, Evidence::Alone, None));
+}
+
+#[test]
+fn attempts_without_number_are_numbered_as_they_arrive() {
+    let mut story = Story::new();
+    for number in 1..=3 {
+        let begun = story.begin(Some(signal("ruby", None, None)), u64::from(number) * 10);
+        assert_eq!(begun.0.number, number);
+        story.finish(begun, Status(503), u64::from(number) * 10 + 1);
+    }
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.attempts, tally.retries_exact, tally.give_ups), (1, 3, 2, 1));
+}
+
+#[test]
+fn a_retry_whose_first_attempt_never_came_is_a_retry() {
+    let mut story = Story::new();
+    assert_eq!(story.attempt(signal("a", 2, 3), (50, 60), Status(200)), None);
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.calls_retried, tally.attempts, tally.retries_exact), (1, 1, 1, 1));
+}
+
+#[test]
+fn an_attempt_sent_again_under_its_number_is_a_retry() {
+    let mut story = Story::new();
+    story.attempt(signal("a", 1, 3), (0, 10), Fails(Failure::Reset));
+    story.attempt(signal("a", 1, 3), (10, 20), Status(200));
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.attempts, tally.retries_exact), (1, 2, 1));
+    assert_eq!((tally.errors.get("reset"), tally.backoff.count, tally.give_ups), (1, 1, 0));
+}
+
+#[test]
+fn hedged_attempts_overlap_without_backoff_and_one_success_is_enough() {
+    let mut story = Story::new();
+    let one = story.begin(Some(signal("a", 1, 3)), 0);
+    let two = story.begin(Some(signal("a", 2, 3)), 5);
+    story.finish(two, Status(200), 8);
+    story.finish(one, Status(503), 12);
+    assert_eq!((one.0.waited, two.0.waited), (None, None));
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.retries_exact, tally.backoff.count, tally.give_ups), (1, 1, 0, 0));
+}
+
+#[test]
+fn attempts_may_end_out_of_order() {
+    let mut story = Story::new();
+    let one = story.begin(Some(signal("a", 1, 3)), 0);
+    let two = story.begin(Some(signal("a", 2, 3)), 5);
+    story.finish(one, Status(503), 30);
+    // Reported later, but ended earlier: the wait counts from the later end.
+    story.finish(two, Status(503), 20);
+    assert_eq!(story.tally().give_ups, 1);
+    let wait = story.attempt(signal("a", 3, 3), (40, 50), Status(200)).expect("a wait");
+    assert_eq!(wait.length(), Duration::from_millis(10));
+    assert_eq!(story.tally().give_ups, 0);
+}
+
+#[test]
+fn a_beginning_before_the_last_end_is_no_backoff() {
+    let mut story = Story::new();
+    story.attempt(signal("a", 1, 3), (0, 30), Status(503));
+    assert_eq!(story.attempt(signal("a", 2, 3), (29, 40), Status(200)), None);
+    assert_eq!(story.tally().backoff, Backoff::default());
+}
+
+#[test]
+fn a_redirect_is_no_backoff_but_a_false_success_is() {
+    let mut story = Story::new();
+    story.attempt(signal("region", 1, 3), (0, 10), Status(301));
+    assert_eq!(story.attempt(signal("region", 2, 3), (12, 20), Status(200)), None);
+    story.attempt(signal("error in a 200", 1, 3), (30, 40), Status(200));
+    assert!(story.attempt(signal("error in a 200", 2, 3), (60, 70), Status(200)).is_some());
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.retries_exact, tally.backoff.count, tally.give_ups), (2, 2, 1, 0));
+}
+
+#[test]
+fn what_is_given_up() {
+    for (ends, given_up) in [
+        (&[Status(503)][..], 1),
+        (&[Status(503), Status(200)], 0),
+        (&[Status(200)], 0),
+        (&[Status(404)], 0),
+        (&[Status(503), Status(404)], 0),
+        (&[Rule(429), Rule(429), Rule(429)], 1),
+        (&[Fails(Failure::Reset)], 1),
+        (&[Fails(Failure::Closed)], 1),
+        (&[Fails(Failure::TimedOut)], 1),
+        (&[Fails(Failure::Protocol)], 1),
+        (&[Status(503), Fails(Failure::Cancelled)], 0),
+        // Throttled in the body of a 400: the client's retry tells.
+        (&[Status(400)], 0),
+        (&[Status(400), Status(400)], 1),
+        (&[Status(400), Status(400), Status(200)], 0),
+        (&[Status(400), Status(503), Status(400)], 0),
+        (&[Status(403), Rule(403)], 1),
+        // A client's own time-out, tried again; going away once is not that.
+        (&[Fails(Failure::Cancelled)], 0),
+        (&[Fails(Failure::Cancelled), Fails(Failure::Cancelled)], 1),
+        (&[Fails(Failure::Reset), Fails(Failure::Cancelled)], 0),
+        (&[Status(200), Status(200)], 0),
+        (&[Status(529), Status(509), Status(425)], 1),
+    ] {
+        let mut story = Story::new();
+        for (at, end) in (0..).zip(ends) {
+            story.attempt(signal("a", at + 1, 3), (u64::from(at) * 100, u64::from(at) * 100 + 10), *end);
+        }
+        assert_eq!(story.tally().give_ups, given_up, "{ends:?}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_with_a_status_in_hand_has_it() {
+    let mut story = Story::new();
+    let (link, _) = story.begin(None, 0);
+    let mut record = attempt(&story.process, link, (ms(0), ms(5)), Status(503), "PutObject");
+    record.failure = Some(Failure::Cancelled);
+    story.ledger.finish(&record);
+    record.failure = Some(Failure::Reset);
+    story.ledger.finish(&record);
+    record.response = None;
+    record.failure = None;
+    story.ledger.finish(&record);
+    let tally = story.tally();
+    assert_eq!((tally.statuses.get(503), tally.errors.get("reset"), tally.errors.get("unknown")), (1, 1, 1));
+}
+
+#[test]
+fn without_a_signal_each_attempt_is_a_call() {
+    let mut story = Story::new();
+    for at in 0..3 {
+        let begun = story.begin(None, at * 10);
+        story.finish_as(begun, Status(503), at * 10 + 1, "");
+    }
+    let share = story.share();
+    let tally = &share.tally;
+    assert_eq!((tally.calls, tally.attempts, tally.unlinked, tally.retries(), tally.give_ups), (3, 3, 3, 0, 3));
+    assert_eq!(share.operations.len(), 1);
+    let name = &share.operations[0].0;
+    assert_eq!((name.service.as_deref(), &*name.operation), (None, "PUT s3.test"));
+}
+
+#[test]
+fn calls_of_two_processes_and_families_are_apart() {
+    let mut story = Story::new();
+    let (mine, _) = story.begin(Some(signal("a", 1, 3)), 0);
+    let php = Signal { family: Family::AwsPhp, ..signal("a", 1, 3) };
+    let (php, _) = story.begin(Some(php), 0);
+    story.process = process(2);
+    let (other, _) = story.begin(Some(signal("a", 1, 3)), 0);
+    assert_ne!(mine.call, php.call);
+    assert_ne!(mine.call, other.call);
+}
+
+#[test]
+fn overlapping_waits_stall_a_process_once() {
+    let mut story = Story::new();
+    story.attempt(signal("a", 1, 3), (0, 10), Status(503));
+    story.attempt(signal("b", 1, 3), (0, 20), Status(503));
+    story.attempt(signal("a", 2, 3), (50, 60), Status(200));
+    story.attempt(signal("b", 2, 3), (70, 80), Status(200));
+    let share = story.share();
+    assert_eq!(share.tally.backoff.total, Duration::from_millis(90));
+    assert_eq!(share.stalled, Duration::from_millis(60));
+}
+
+#[test]
+fn observed_runs_from_first_sight_to_exit() {
+    let mut story = Story::new();
+    let process = Arc::clone(&story.process);
+    story.ledger.connection(&process, ConnectionKind::Intercepted, ms(1_000));
+    story.ledger.connection(&process, ConnectionKind::Tunnelled, ms(1_100));
+    story.ledger.connection(&process, ConnectionKind::Refused, ms(1_200));
+    assert_eq!(story.share().observed(), Duration::from_millis(99_000));
+    story.ledger.exited(process.key, ms(3_000));
+    story.ledger.exited(process.key, ms(9_000));
+    let share = story.share();
+    assert!(share.exited);
+    assert_eq!(share.observed(), Duration::from_millis(2_000));
+    assert_eq!(share.connections, Connections { intercepted: 1, tunnelled: 1, refused: 1 });
+    // What is reported after the exit still counts.
+    story.attempt(signal("a", 1, 3), (2_900, 3_010), Status(200));
+    assert_eq!(story.share().observed(), Duration::from_millis(2_010));
+}
+
+#[test]
+fn problems_are_counted_and_bounded() {
+    let mut story = Story::within(Limits { problems: 2, ..Limits::default() });
+    let process = Arc::clone(&story.process);
+    for name in ["a", "b", "a", "c", "d"] {
+        let problem = Problem { kind: "refused", name: name.into(), hint: "é".repeat(5_000) };
+        story.ledger.problem(&process, problem, ms(1));
+    }
+    let snapshot = story.ledger.snapshot(ms(2));
+    assert_eq!(snapshot.bounds.problems_dropped, 2);
+    let problems = &snapshot.processes[0].problems;
+    assert_eq!(problems.iter().map(|known| (&*known.name, known.count)).collect::<Vec<_>>(), [("a", 2), ("b", 1)]);
+    assert!(problems[0].hint.len() <= 512);
+}
+
+#[test]
+fn operations_past_the_limit_share_a_row() {
+    let mut story = Story::within(Limits { operations: 2, ..Limits::default() });
+    for operation in ["A", "B", "C", "D", "A", &"x".repeat(10_000)] {
+        let begun = story.begin(None, 0);
+        story.finish_as(begun, Status(200), 1, operation);
+    }
+    let share = story.share();
+    let rows: Vec<_> = share.operations.iter().map(|(name, tally)| (&*name.operation, tally.attempts)).collect();
+    assert_eq!(rows, [("A", 2), ("B", 1), ("(other)", 3)]);
+    assert_eq!(story.ledger.snapshot(ms(2)).bounds.operations_folded, 3);
+}
+
+#[test]
+fn processes_past_the_limit_are_folded_with_all_they_had() {
+    let mut story = Story::within(Limits { processes: 2, ..Limits::default() });
+    for pid in 1..=5 {
+        story.process = process(pid);
+        let process = Arc::clone(&story.process);
+        story.ledger.connection(&process, ConnectionKind::Intercepted, ms(u64::from(pid)));
+        story.attempt(signal("a", 1, 3), (10, 20), Rule(429));
+        story.attempt(signal("a", 2, 3), (30, 40), Rule(429));
+    }
+    // The first comes back: what it does to its old rows lands in the fold.
+    story.process = process(1);
+    story.attempt(signal("a", 3, 3), (60, 70), Status(200));
+    let snapshot = story.ledger.snapshot(ms(100));
+    check_sums(&snapshot);
+    assert_eq!((snapshot.processes.len(), snapshot.folded.processes), (2, 4));
+    assert_eq!((snapshot.totals.calls, snapshot.totals.attempts, snapshot.totals.retries()), (5, 11, 6));
+    assert_eq!((snapshot.totals.backoff.count, snapshot.totals.give_ups), (6, 4));
+    assert_eq!(snapshot.folded.connections.intercepted, 4);
+    assert_eq!(snapshot.bounds.processes_folded, 4);
+}
+
+#[test]
+fn a_flood_of_successes_never_drives_out_a_waiting_call() {
+    let mut story = Story::within(Limits { calls: 4, settled: 4, ..Limits::default() });
+    story.attempt(signal("waiting", 1, 3), (0, 10), Status(503));
+    for call in 0..100 {
+        story.attempt(signal(&format!("fine {call}"), 1, 3), (20, 30), Status(200));
+    }
+    assert!(story.attempt(signal("waiting", 2, 3), (40, 50), Status(200)).is_some());
+    assert_eq!(story.ledger.snapshot(ms(99)).bounds.calls_forgotten, 0);
+    assert!(story.ledger.calls.len() <= 8);
+}
+
+#[test]
+fn forgotten_calls_leave_the_totals_right() {
+    let mut story = Story::within(Limits { calls: 2, ..Limits::default() });
+    let begun: Vec<_> = (0..5).map(|call| story.begin(Some(signal(&format!("call {call}"), 1, 3)), call)).collect();
+    for begun in begun {
+        story.finish(begun, Status(503), 10);
+    }
+    let snapshot = story.ledger.snapshot(ms(20));
+    check_sums(&snapshot);
+    assert_eq!((snapshot.totals.calls, snapshot.totals.attempts, snapshot.totals.give_ups), (5, 5, 5));
+    assert_eq!(snapshot.bounds.calls_forgotten, 3);
+}
+
+#[test]
+fn a_finish_without_its_beginning_is_counted_all_the_same() {
+    let mut story = Story::new();
+    let link = Link { call: CallId(99), number: 2, max: None, evidence: Evidence::Exact, waited: None };
+    story.finish((link, 0), Status(200), 1);
+    let tally = story.tally();
+    assert_eq!((tally.attempts, tally.retries_exact), (1, 1));
+}
+
+/// One attempt of a random history.
+#[derive(Clone, Debug)]
+struct Event {
+    process: u32,
+    call: u8,
+    /// 0: no signal; 1: a signal without a number; else one more than the
+    /// number that the client gives.
+    number: u32,
+    from: u64,
+    length: u64,
+    end: End,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let end = prop_oneof![
+        4 => Just(Status(200)),
+        3 => Just(Status(503)),
+        1 => Just(Status(400)),
+        1 => Just(Status(404)),
+        1 => Just(Status(307)),
+        3 => Just(Rule(429)),
+        1 => Just(Fails(Failure::Reset)),
+        1 => Just(Fails(Failure::Cancelled)),
+    ];
+    (1..4_u32, 0..4_u8, 0..6_u32, 0..100_u64, 0..40_u64, end)
+        .prop_map(|(process, call, number, from, length, end)| Event { process, call, number, from, length, end })
+}
+
+/// The counting rules written down a second time, over the whole history at
+/// once and without regard to cost.
+fn naive(events: &[Event], pid: u32) -> (Tally, Duration) {
+    let mut tally = Tally::default();
+    let mut stalled = std::collections::BTreeSet::new();
+    let mut calls: BTreeMap<u8, Vec<&Event>> = BTreeMap::new();
+    let retryable = |end: End| match end {
+        Status(status) | Rule(status) => status == 503 || status == 429,
+        Fails(failure) => failure != Failure::Cancelled,
+    };
+    let told = |end: End| match end {
+        Status(status) | Rule(status) => Some(status),
+        Fails(_) => None,
+    };
+    for event in events.iter().filter(|event| event.process == pid) {
+        tally.attempts += 1;
+        if event.number == 0 {
+            tally.calls += 1;
+            tally.unlinked += 1;
+            tally.give_ups += u64::from(retryable(event.end));
+        } else {
+            calls.entry(event.call).or_default().push(event);
+        }
+    }
+    for events in calls.values_mut() {
+        events.sort_by_key(|event| event.from);
+        tally.calls += 1;
+        // By the client's number, or by arrival where it gives none.
+        let first = |(at, event): (usize, &&Event)| event.number == 2 || (event.number == 1 && at == 0);
+        let retries = events.len() as u64 - u64::from(events.iter().enumerate().any(first));
+        tally.retries_exact += retries;
+        tally.calls_retried += u64::from(retries > 0);
+        for (at, event) in events.iter().enumerate() {
+            let before = &events[..at];
+            if before.iter().any(|other| other.from + other.length > event.from) {
+                continue;
+            }
+            let Some(last) = before.iter().max_by_key(|other| other.from + other.length) else { continue };
+            if told(last.end).is_some_and(|status| (300..400).contains(&status)) {
+                continue;
+            }
+            let from = last.from + last.length;
+            tally.backoff.add(ms(event.from).since(ms(from)), matches!(last.end, Rule(_)));
+            stalled.extend(from..event.from);
+        }
+        // The attempts that ran side by side at the end.
+        let mut tail = 0;
+        for at in 1..events.len() {
+            if events[..at].iter().all(|other| other.from + other.length <= events[at].from) {
+                tail = at;
+            }
+        }
+        let won = events[tail..].iter().any(|event| told(event.end).is_some_and(|status| status < 400));
+        let last_of =
+            |events: &[&Event]| events.iter().max_by_key(|event| event.from + event.length).map(|last| last.end);
+        let last = last_of(events).expect("an attempt");
+        let again = last_of(&events[..tail]).is_some_and(|before| match (before, last) {
+            (Fails(before), Fails(last)) => before == last,
+            _ => told(before).is_some() && told(before) == told(last),
+        });
+        tally.give_ups +=
+            u64::from(!won && (retryable(last) || again && told(last).is_none_or(|status| status >= 400)));
+    }
+    (tally, Duration::from_millis(stalled.len() as u64))
+}
+
+/// Plays a history in order of time and gives each process's tally.
+fn play(events: &[Event], limits: Limits) -> Snapshot {
+    let processes: BTreeMap<u32, _> = (1..4).map(|pid| (pid, process(pid))).collect();
+    let mut ledger = Ledger::new(limits, ms(0));
+    // At one and the same moment ends come before beginnings, as on a wire.
+    let mut steps: Vec<_> = (0..events.len())
+        .flat_map(|at| [(events[at].from, true, at), (events[at].from + events[at].length, false, at)])
+        .collect();
+    steps.sort();
+    let mut links = BTreeMap::new();
+    for (at, begins, index) in steps {
+        let event = &events[index];
+        let process = &processes[&event.process];
+        if begins {
+            let number = event.number.checked_sub(1).filter(|number| *number > 0);
+            let signal = (event.number > 0).then(|| signal(&event.call.to_string(), number, None));
+            links.insert(index, ledger.begin(process, signal.as_ref(), ms(at)));
+        } else {
+            let operation = if event.call.is_multiple_of(2) { "PutObject" } else { "GetObject" };
+            let link = links.remove(&index).expect("begun before it ends");
+            ledger.finish(&attempt(process, link, (ms(event.from), ms(at)), event.end, operation));
+        }
+    }
+    ledger.snapshot(ms(1_000))
+}
+
+/// Makes every beginning and end a moment of its own, so that no order among
+/// equals is left open.
+fn spread(mut events: Vec<Event>) -> Vec<Event> {
+    let count = events.len() as u64;
+    for (at, event) in (0..).zip(&mut events) {
+        event.from = (event.from * count + at) * 2;
+        event.length = (event.length * count + 1).next_multiple_of(2) - 1;
+    }
+    let mut ends: Vec<_> = events.iter().map(|event| event.from + event.length).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    if ends.len() == events.len() { events } else { Vec::new() }
+}
+
+proptest! {
+    #[test]
+    fn equals_the_naive_ledger(events in prop::collection::vec(event(), 0..24)) {
+        let events = spread(events);
+        let snapshot = play(&events, Limits::default());
+        check_sums(&snapshot);
+        for share in &snapshot.processes {
+            let (expected, stalled) = naive(&events, share.process.key.pid);
+            let told = &share.tally;
+            let got = Tally {
+                statuses: Counts::default(), injected: Counts::default(), replaced: Counts::default(),
+                errors: Counts::default(), ..told.clone()
+            };
+            prop_assert_eq!(got, expected);
+            prop_assert_eq!(share.stalled, stalled);
+        }
+    }
+
+    #[test]
+    fn sums_hold_and_memory_is_bounded_under_tight_limits(
+        events in prop::collection::vec(event(), 0..60), calls in 1..4_usize, processes in 1..3_usize,
+    ) {
+        let limits = Limits { calls, settled: 1, processes, operations: 1, problems: 1, rules: 1, spans: 1 };
+        let events = spread(events);
+        let snapshot = play(&events, limits);
+        check_sums(&snapshot);
+        prop_assert_eq!(snapshot.totals.attempts, events.len() as u64);
+        prop_assert!(snapshot.processes.len() <= processes);
+    }
+}
