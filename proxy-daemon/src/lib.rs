@@ -5,6 +5,7 @@
 //! `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod flow;
 pub mod process;
+pub mod proxy;
 pub mod redirect;
 pub mod report;
 pub mod retry;

@@ -1,0 +1,332 @@
+//! One redirected connection, from its accept to its end.
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
+
+use super::{
+    Proxy,
+    exchange::Peer,
+    failure,
+    h1::{self, End},
+    h2, socket, tunnel,
+};
+use crate::{
+    flow::Failure,
+    process::Process,
+    retry::{ConnectionKind, Problem},
+    tls::{self, Hello, hello},
+};
+
+/// A client that has said nothing for so long may wait for its server to
+/// speak first: the upstream is then connected, and whoever speaks decides.
+const SILENCE: Duration = Duration::from_millis(250);
+/// How long the goodbyes of a finished connection may take to be sent.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// What a connection turned out to be.
+enum Class {
+    Hello(Box<Hello>),
+    Opaque,
+    /// The client has left without a word.
+    Gone,
+}
+
+pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watch::Receiver<bool>) {
+    let Some(redirected) = proxy.gate.origin_of(client.as_fd()) else {
+        proxy.counters.strays.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!("closed a connection that no redirect explains");
+        return failure::reset_on_close(&client);
+    };
+    // Only a socket that is gone already refuses.
+    let _ = client.set_nodelay(true);
+    let process = proxy.processes.of(&redirected.owner);
+    let visit = Visit { proxy, process, origin: redirected.origin };
+
+    let mut first = BytesMut::new();
+    let mut early = None;
+    let class = match visit.classify(&mut client, &mut first, &mut early).await {
+        Ok(class) => class,
+        Err(error) => return visit.unreachable(&client, redirected.origin, &error),
+    };
+    match class {
+        Class::Gone => {}
+        Class::Opaque => visit.tunnel(client, None, &first, early, "not TLS").await,
+        Class::Hello(hello) => visit.greeted(client, *hello, &first, early, drain).await,
+    }
+}
+
+/// Ends when the client has closed its side, or lost it.
+async fn left(client: &TcpStream) {
+    match client.peek(&mut [0; 1]).await {
+        Ok(0) | Err(_) => {}
+        // It has said more, and waits.
+        Ok(_) => std::future::pending().await,
+    }
+}
+
+/// A connection's visit here: whose it is and where it was going.
+struct Visit<'a> {
+    proxy: &'a Arc<Proxy>,
+    process: Arc<Process>,
+    origin: SocketAddr,
+}
+
+impl Visit<'_> {
+    /// Reads until it is clear what the client speaks. `Err` where the
+    /// upstream had to be connected to tell, and could not be.
+    async fn classify(
+        &self,
+        client: &mut TcpStream,
+        first: &mut BytesMut,
+        early: &mut Option<TcpStream>,
+    ) -> io::Result<Class> {
+        loop {
+            let read = match early {
+                None => tokio::select! {
+                    read = client.read_buf(first) => read,
+                    () = tokio::time::sleep(SILENCE) => {
+                        let to = self.proxy.routes.upstream(None, self.origin);
+                        tokio::select! {
+                            connected = socket::connect(&self.proxy.gate, to) => *early = Some(connected?),
+                            () = left(client) => return Ok(Class::Gone),
+                        }
+                        continue;
+                    }
+                },
+                Some(upstream) => tokio::select! {
+                    read = client.read_buf(first) => read,
+                    // Readable: it speaks, or has closed. Either is a tunnel's
+                    // to pass on.
+                    _ = upstream.readable() => return Ok(Class::Opaque),
+                },
+            };
+            match read {
+                Ok(0) if first.is_empty() && early.is_none() => return Ok(Class::Gone),
+                Ok(0) => return Ok(Class::Opaque),
+                Ok(_) => {}
+                Err(_) => return Ok(Class::Gone),
+            }
+            match hello::parse(first) {
+                hello::Parsed::NeedMore => {}
+                hello::Parsed::Opaque(_) => return Ok(Class::Opaque),
+                hello::Parsed::Hello(hello) => return Ok(Class::Hello(hello)),
+            }
+        }
+    }
+
+    /// Goes on after a TLS hello.
+    async fn greeted(
+        &self,
+        client: TcpStream,
+        hello: Hello,
+        first: &[u8],
+        early: Option<TcpStream>,
+        drain: watch::Receiver<bool>,
+    ) {
+        let proxy = self.proxy;
+        let sni = hello.client.server_name.clone();
+        let name: Arc<str> = sni.as_deref().map_or_else(|| self.origin.ip().to_string().into(), Arc::from);
+        if !proxy.routes.intercepts(&name) {
+            return self.tunnel(client, sni.as_deref(), first, early, "left alone as asked").await;
+        }
+        if !hello.client.alpn.is_empty() && tls::upstream::spoken(&hello.client.alpn).is_empty() {
+            return self.tunnel(client, sni.as_deref(), first, early, "speaks a protocol other than HTTP").await;
+        }
+        let authority = proxy.leaves.authority();
+        if !sni.as_deref().map_or_else(|| authority.permits_addresses(), |sni| authority.permits(sni)) {
+            return self.tunnel(client, sni.as_deref(), first, early, "outside the authority's domains").await;
+        }
+
+        // The upstream first: what it is, the client is to meet.
+        let to = proxy.routes.upstream(sni.as_deref(), self.origin);
+        let reached = tokio::select! {
+            reached = self.reach(to, early) => reached,
+            () = left(&client) => return self.impatient(&name),
+        };
+        let upstream = match reached {
+            Ok(upstream) => upstream,
+            Err(error) => return self.unreachable(&client, to, &error),
+        };
+        let server_name = match sni.as_deref().map(|sni| ServerName::try_from(sni.to_owned())) {
+            Some(Ok(name)) => name,
+            Some(Err(_)) => {
+                return self.tunnel(client, None, first, Some(upstream), "asks for a name that is none").await;
+            }
+            None => ServerName::from(self.origin.ip()),
+        };
+        let greeted = tokio::select! {
+            greeted = proxy.upstream.connect(upstream, server_name, &hello.client.alpn) => greeted,
+            () = left(&client) => return self.impatient(&name),
+        };
+        let mut upstream = match greeted {
+            Ok(upstream) => upstream,
+            Err(error) => return self.insecure(client, &name, &error).await,
+        };
+        let (alpn, certificate) = {
+            let (_, session) = upstream.get_ref();
+            (
+                session.alpn_protocol().map(<[u8]>::to_vec),
+                session.peer_certificates().and_then(|chain| chain.first()).cloned(),
+            )
+        };
+        let accepted =
+            certificate.ok_or_else(|| "the upstream showed no certificate".to_owned()).and_then(|certificate| {
+                let leaf = proxy
+                    .leaves
+                    .for_upstream(sni.as_deref(), self.origin.ip(), &certificate)
+                    .map_err(|error| error.to_string())?;
+                let config = proxy.servers.config(&leaf, alpn.as_deref()).map_err(|error| error.to_string())?;
+                let rest = first.get(hello.length..).unwrap_or_default();
+                hello.accept(config, client, rest).map_err(|error| error.to_string())
+            });
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.refused(
+                    "no certificate could be made",
+                    &name,
+                    format!("no certificate could be made for {name}: {error}"),
+                );
+                return;
+            }
+        };
+        let mut client = match accepted.await {
+            Ok(client) => client,
+            Err(error) => return self.distrusted(&name, &error),
+        };
+        proxy.account.ledger().connection(&self.process, ConnectionKind::Intercepted, proxy.account.clock.now());
+
+        let peer = Peer {
+            connection: proxy.account.next_connection(),
+            process: Arc::clone(&self.process),
+            origin: self.origin,
+            name,
+        };
+        let end = if alpn.as_deref() == Some(b"h2") {
+            // Boxed, so that HTTP/1 connections do not pay for its size.
+            Box::pin(h2::serve(&mut client, &mut upstream, &proxy.account, &peer, drain)).await
+        } else {
+            h1::serve(&mut client, &mut upstream, &proxy.account, &peer, drain).await
+        };
+        match end {
+            End::Closed => {
+                let goodbyes = async { tokio::join!(client.shutdown(), upstream.shutdown()) };
+                let _ = tokio::time::timeout(GOODBYE, goodbyes).await;
+            }
+            End::Cut => {}
+            End::Reset => {
+                failure::reset_on_close(client.get_ref().0);
+                failure::reset_on_close(upstream.get_ref().0);
+            }
+        }
+    }
+
+    /// Passes the connection on untouched.
+    async fn tunnel(
+        &self,
+        mut client: TcpStream,
+        name: Option<&str>,
+        first: &[u8],
+        early: Option<TcpStream>,
+        why: &'static str,
+    ) {
+        let to = self.proxy.routes.upstream(name, self.origin);
+        let mut upstream = match self.reach(to, early).await {
+            Ok(upstream) => upstream,
+            Err(error) => return self.unreachable(&client, to, &error),
+        };
+        let account = &self.proxy.account;
+        account.ledger().connection(&self.process, ConnectionKind::Tunnelled, account.clock.now());
+        tracing::debug!(pid = self.process.key.pid, name, origin = %self.origin, why, "tunnelled");
+        if tunnel::run(&mut client, &mut upstream, first).await == End::Reset {
+            failure::reset_on_close(&client);
+            failure::reset_on_close(&upstream);
+        }
+    }
+
+    /// The upstream's connection: the one made while classifying, where it
+    /// leads to the right place.
+    async fn reach(&self, to: SocketAddr, early: Option<TcpStream>) -> io::Result<TcpStream> {
+        match early {
+            Some(early) if early.peer_addr().is_ok_and(|there| there == to) => Ok(early),
+            _ => socket::connect(&self.proxy.gate, to).await,
+        }
+    }
+
+    /// The client left while its upstream kept us waiting.
+    fn impatient(&self, name: &str) {
+        self.refused(
+            "the client left before the upstream had answered",
+            name,
+            format!("{name} did not complete its TLS handshake in the time that the client grants."),
+        );
+    }
+
+    /// There is no upstream: neither is there for the client.
+    fn unreachable(&self, client: &TcpStream, to: SocketAddr, error: &io::Error) {
+        let name = to.to_string();
+        if failure::is_exhaustion(error) {
+            let hint = format!(
+                "No connection to {name} could be made: {error}. Raise retryscope's limit of open files (`ulimit -n`)."
+            );
+            self.refused("retryscope ran out of resources", &name, hint);
+        } else {
+            self.refused("the upstream could not be reached", &name, format!("connecting to {name} failed: {error}"));
+        }
+        failure::reset_on_close(client);
+    }
+
+    /// The upstream failed its handshake: the client gets the alert that it
+    /// would have raised or received itself, or the failure below TLS.
+    async fn insecure(&self, mut client: TcpStream, name: &str, error: &io::Error) {
+        self.refused("the upstream failed its TLS handshake", name, tls::explain(error, name));
+        match tls::mirror_alert(error) {
+            Some(alert) => {
+                // Whoever is gone already needs no alert.
+                let _ = client.write_all(&tls::alert_record(alert)).await;
+                let _ = client.shutdown().await;
+                // Unread bytes would turn the close into a reset, and that
+                // could overtake the alert.
+                let mut rest = [0; 512];
+                let drained = async { while matches!(client.read(&mut rest).await, Ok(1..)) {} };
+                let _ = tokio::time::timeout(GOODBYE, drained).await;
+            }
+            None if failure::of(error) == Failure::Closed => {}
+            None => failure::reset_on_close(&client),
+        }
+    }
+
+    /// The client refused our side of its handshake.
+    fn distrusted(&self, name: &str, error: &io::Error) {
+        let hint = match tls::refused_by_client(error) {
+            Some(reason) => format!(
+                "the client refused the certificate for {name}: {reason}; point its trust setting at the authority's certificate (`retryscope ca show` lists the settings of the common clients), or leave the host alone with `--passthrough {name}`"
+            ),
+            None => {
+                format!("the client broke off its handshake for {name} ({error}); it may not trust the certificate")
+            }
+        };
+        self.refused("the client refused the certificate", name, hint);
+    }
+
+    fn refused(&self, kind: &'static str, name: &str, hint: String) {
+        tracing::debug!(pid = self.process.key.pid, kind, hint, "refused");
+        let account = &self.proxy.account;
+        let now = account.clock.now();
+        let mut ledger = account.ledger();
+        ledger.connection(&self.process, ConnectionKind::Refused, now);
+        ledger.problem(&self.process, Problem { kind, name: name.to_owned(), hint }, now);
+    }
+}

@@ -1,0 +1,180 @@
+//! One attempt as it passes: what HTTP/1 and HTTP/2 have in common.
+//!
+//! In: the heads and byte counts that a protocol's driver reads. Out: the
+//! rules' decision, and one record in the ledger. An [`Exchange`] that is
+//! dropped before its end is an attempt that was cancelled: none is lost.
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    flow::{self, Attempt, Clock, ConnectionId, Failure, Injected, Protocol, Request, Response},
+    process::Process,
+    retry::{self, Ledger},
+    rules::{Decision, RuleSet, RuleState},
+};
+
+/// Names the rule that rewrote a response.
+pub(super) const RULE_HEADER: &str = "x-retryscope-rule";
+/// How much of a body is looked at to name an operation.
+const MAX_BODY_START: usize = 8 * 1024;
+
+/// Whether a response field belies the error that a rule makes of a success:
+/// S3 sends an object's checksum with the object alone, and botocore, which
+/// verifies it against what it takes for a stream, breaks where it finds one
+/// on an error (`botocore/httpchecksum.py`).
+pub(super) fn belies(field: &[u8], status: u16) -> bool {
+    const CHECKSUM: &[u8] = b"x-amz-checksum-";
+    status >= 400 && field.get(..CHECKSUM.len()).is_some_and(|start| start.eq_ignore_ascii_case(CHECKSUM))
+}
+
+/// What all connections share once traffic flows.
+#[derive(Debug)]
+pub struct Account {
+    pub clock: Clock,
+    pub rules: RuleSet,
+    pub rule_state: RuleState,
+    ledger: Mutex<Ledger>,
+    connections: AtomicU64,
+}
+
+impl Account {
+    pub fn new(clock: Clock, rules: RuleSet, rule_state: RuleState, ledger: Ledger) -> Self {
+        Self { clock, rules, rule_state, ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
+    }
+
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn next_connection(&self) -> ConnectionId {
+        ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+/// The client's end of a connection: what its attempts have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) connection: ConnectionId,
+    pub(super) process: Arc<Process>,
+    pub(super) origin: SocketAddr,
+    /// The name asked for in the handshake, or the origin's address.
+    pub(super) name: Arc<str>,
+}
+
+#[derive(Debug)]
+pub(super) struct Exchange {
+    account: Arc<Account>,
+    attempt: Attempt,
+    body_start: Option<Vec<u8>>,
+    ended: bool,
+}
+
+impl Exchange {
+    pub(super) fn begin(account: &Arc<Account>, peer: &Peer, protocol: Protocol, request: Request) -> Self {
+        let signal = retry::read(&request.headers);
+        let started = account.clock.now();
+        let link = account.ledger().begin(&peer.process, signal.as_ref(), started);
+        let body_start = flow::aws::needs_body(&request).then(Vec::new);
+        let attempt = Attempt {
+            connection: peer.connection,
+            process: Arc::clone(&peer.process),
+            origin: peer.origin,
+            protocol,
+            operation: flow::aws::name(&request, None),
+            request,
+            link,
+            started,
+            response: None,
+            injected: None,
+            failure: None,
+            ended: None,
+            sent: 0,
+            received: 0,
+        };
+        Self { account: Arc::clone(account), attempt, body_start, ended: false }
+    }
+
+    pub(super) fn method(&self) -> &Arc<str> {
+        &self.attempt.request.method
+    }
+
+    /// A final response has come.
+    pub(super) fn answered(&self) -> bool {
+        self.attempt.response.is_some()
+    }
+
+    /// Body bytes on their way to the upstream.
+    pub(super) fn sent(&mut self, bytes: &[u8]) {
+        self.attempt.sent += bytes.len() as u64;
+        let Some(start) = &mut self.body_start else { return };
+        let room = MAX_BODY_START - start.len();
+        start.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.attempt.operation = flow::aws::name(&self.attempt.request, Some(start));
+        if start.len() == MAX_BODY_START || self.attempt.operation.name.is_some() {
+            self.body_start = None;
+        }
+    }
+
+    /// The upstream's final response; tells what the client is to see in its
+    /// place, if anything.
+    pub(super) fn responded(&mut self, response: Response) -> Option<Decision> {
+        self.attempt.response = Some(response);
+        if self.account.rules.is_empty() {
+            return None;
+        }
+        let decision = self.account.rules.decide(&self.attempt, &self.account.rule_state)?;
+        self.attempt.injected = Some(Injected { status: decision.status, rule: Arc::clone(&decision.rule) });
+        Some(decision)
+    }
+
+    /// Body bytes on their way to the client.
+    pub(super) fn received(&mut self, bytes: usize) {
+        self.attempt.received += bytes as u64;
+    }
+
+    /// The attempt is over; only the first call counts.
+    pub(super) fn end(&mut self, failure: Option<Failure>) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        self.attempt.failure = failure;
+        self.attempt.ended = Some(self.account.clock.now());
+        self.account.ledger().finish(&self.attempt);
+        tracing::debug!(
+            pid = self.attempt.process.key.pid,
+            method = &*self.attempt.request.method,
+            url = %self.attempt.request.url(),
+            number = self.attempt.link.number,
+            genuine = self.attempt.response.as_ref().map(|response| response.status),
+            told = self.attempt.status(),
+            failure = failure.map(Failure::name),
+            "attempt"
+        );
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end(Some(Failure::Cancelled));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_carries_no_checksum_of_an_object() {
+        assert!(belies(b"x-amz-checksum-crc32", 429));
+        assert!(belies(b"X-Amz-Checksum-Type", 503));
+        assert!(!belies(b"x-amz-checksum-crc32", 206));
+        assert!(!belies(b"x-amz-request-id", 503));
+        assert!(!belies(b"x-amz", 503));
+    }
+}

@@ -1,0 +1,211 @@
+//! Where a body ends: a scanner that looks at bytes as they pass.
+//!
+//! It holds a few words of state and never a byte of the body; what it has
+//! seen can be forwarded at once.
+use super::head::Framing;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// All of the bytes belong to the body, and more will come.
+    More,
+    /// The body ended after this many of the bytes.
+    Done(usize),
+    /// The chunked coding is broken.
+    Broken,
+}
+
+/// A body under way.
+#[derive(Debug)]
+pub(super) enum Body {
+    Length(u64),
+    Chunked(Chunked),
+    UntilClose,
+}
+
+impl Body {
+    pub(super) fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::None => Body::Length(0),
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Chunked::default()),
+            Framing::UntilClose => Body::UntilClose,
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Body::Length(0) | Body::Chunked(Chunked { state: State::Done, .. }))
+    }
+
+    pub(super) fn ends_with_connection(&self) -> bool {
+        matches!(self, Body::UntilClose)
+    }
+
+    /// Looks at the next bytes.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Progress {
+        match self {
+            Body::UntilClose => Progress::More,
+            Body::Length(left) => {
+                let here = u64::try_from(bytes.len()).unwrap_or(u64::MAX).min(*left);
+                *left -= here;
+                // `here` is at most the slice's length.
+                if *left == 0 { Progress::Done(here as usize) } else { Progress::More }
+            }
+            Body::Chunked(chunked) => chunked.feed(bytes),
+        }
+    }
+}
+
+/// The chunked transfer coding (RFC 9112 §7.1), trailers included.
+#[derive(Debug, Default)]
+pub(super) struct Chunked {
+    state: State,
+    /// Bytes left of the chunk's data, or the size read so far.
+    size: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// At the start of a size line.
+    #[default]
+    SizeStart,
+    Size,
+    /// In an extension, up to the line's end.
+    Extension,
+    Data,
+    /// After a chunk's data: CR, LF.
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line.
+    Trailer,
+    /// In a trailer line.
+    TrailerLine,
+    /// After a CR at the start of a trailer line.
+    End,
+    Done,
+}
+
+impl Chunked {
+    fn feed(&mut self, bytes: &[u8]) -> Progress {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            match self.state {
+                State::Data => {
+                    let here = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX).min(self.size);
+                    self.size -= here;
+                    at += here as usize;
+                    if self.size == 0 {
+                        self.state = State::DataCr;
+                    }
+                    continue;
+                }
+                State::SizeStart | State::Size => match (byte as char).to_digit(16) {
+                    Some(digit) => {
+                        if self.size >> 60 != 0 {
+                            return Progress::Broken;
+                        }
+                        self.size = self.size << 4 | u64::from(digit);
+                        self.state = State::Size;
+                    }
+                    None if self.state == State::SizeStart => return Progress::Broken,
+                    None => match byte {
+                        b'\n' => self.sized(),
+                        b'\r' | b';' | b' ' | b'\t' => self.state = State::Extension,
+                        _ => return Progress::Broken,
+                    },
+                },
+                State::Extension => {
+                    if byte == b'\n' {
+                        self.sized();
+                    }
+                }
+                State::DataCr => match byte {
+                    b'\r' => self.state = State::DataLf,
+                    b'\n' => self.state = State::SizeStart,
+                    _ => return Progress::Broken,
+                },
+                State::DataLf => {
+                    if byte != b'\n' {
+                        return Progress::Broken;
+                    }
+                    self.state = State::SizeStart;
+                }
+                State::Trailer => match byte {
+                    b'\r' => self.state = State::End,
+                    b'\n' => self.state = State::Done,
+                    _ => self.state = State::TrailerLine,
+                },
+                State::TrailerLine => {
+                    if byte == b'\n' {
+                        self.state = State::Trailer;
+                    }
+                }
+                State::End => {
+                    if byte != b'\n' {
+                        return Progress::Broken;
+                    }
+                    self.state = State::Done;
+                }
+                State::Done => return Progress::Done(at),
+            }
+            at += 1;
+        }
+        if self.state == State::Done { Progress::Done(at) } else { Progress::More }
+    }
+
+    /// The size line has ended.
+    fn sized(&mut self) {
+        self.state = if self.size == 0 { State::Trailer } else { State::Data };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MESSAGE: &[u8] = b"5;ext=\"a\"\r\nhello\r\nA \r\n0123456789\r\n1\nx\n0\r\nTrailer: one\r\nX: y\r\n\r\n";
+
+    #[test]
+    fn finds_the_end_of_a_length() {
+        let mut body = Body::new(Framing::Length(5));
+        assert_eq!(body.feed(b"abc"), Progress::More);
+        assert_eq!(body.feed(b"defg"), Progress::Done(2));
+        assert!(body.is_done());
+        assert!(Body::new(Framing::None).is_done());
+    }
+
+    #[test]
+    fn finds_the_end_of_chunks() {
+        let mut both = MESSAGE.to_vec();
+        both.extend_from_slice(b"HTTP/1.1 200");
+        assert_eq!(Body::new(Framing::Chunked).feed(&both), Progress::Done(MESSAGE.len()));
+    }
+
+    #[test]
+    fn refuses_broken_chunks() {
+        for broken in [&b"x\r\n"[..], b"\r\n", b"1\r\nab", b"1\r\na\rb", b"0\r\n\rx", b"11111111111111111\r\n"] {
+            assert_eq!(Body::new(Framing::Chunked).feed(broken), Progress::Broken, "{}", broken.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_finds_the_same_end(cuts in proptest::collection::vec(0..MESSAGE.len(), 0..8)) {
+            let mut cuts = cuts;
+            cuts.extend([0, MESSAGE.len()]);
+            cuts.sort_unstable();
+            let mut body = Body::new(Framing::Chunked);
+            for pair in cuts.windows(2) {
+                let part = &MESSAGE[pair[0]..pair[1]];
+                let expected = if pair[1] == MESSAGE.len() { Progress::Done(part.len()) } else { Progress::More };
+                prop_assert_eq!(body.feed(part), expected);
+            }
+        }
+
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Body::new(Framing::Chunked).feed(&bytes);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The data path: accept → classify → intercept or tunnel → HTTP exchange.
+//!
+//! In: connections that the kernel redirected here. Out: the same traffic at
+//! their origins, rewritten where a rule says so, and every attempt in the
+//! ledger. Invariants: a connection that no redirect explains is closed; the
+//! upstream is connected and verified before the client is answered; what
+//! fails on one side fails in kind on the other; no time-out of ours can be
+//! felt by a client whose upstream has none.
+mod connection;
+mod exchange;
+mod failure;
+mod h1;
+mod h2;
+mod route;
+mod socket;
+mod tunnel;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+pub use exchange::Account;
+pub use route::{Mapping, RouteError, Routes};
+pub use socket::Gate;
+
+use crate::{
+    process::ProcessTable,
+    tls::{Leaves, Servers, Upstream},
+};
+
+/// Between tries to accept while the system is out of file descriptors or
+/// memory; the kernel keeps the connections meanwhile.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(20);
+
+/// Everything a connection needs.
+#[derive(Debug)]
+pub struct Proxy {
+    pub account: Arc<Account>,
+    pub gate: Arc<dyn Gate>,
+    pub processes: ProcessTable,
+    pub leaves: Leaves,
+    pub servers: Servers,
+    pub upstream: Upstream,
+    pub routes: Routes,
+    pub counters: Counters,
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    strays: AtomicU64,
+    accept_failures: AtomicU64,
+}
+
+/// What the counters say, for the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Connections that no redirect explains; closed.
+    pub strays: u64,
+    /// Failed `accept()` calls, as when file descriptors ran out.
+    pub accept_failures: u64,
+}
+
+impl Counters {
+    pub fn read(&self) -> Counted {
+        Counted {
+            strays: self.strays.load(Ordering::Relaxed),
+            accept_failures: self.accept_failures.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Proxy {
+    /// Accepts and serves until `drain` turns true and every connection has
+    /// ended; or, once it drains, until `cut` turns true: what is still open
+    /// is then closed, its attempts counted as cancelled.
+    pub async fn serve(
+        self: Arc<Self>,
+        v4: TcpListener,
+        v6: Option<TcpListener>,
+        mut drain: watch::Receiver<bool>,
+        mut cut: watch::Receiver<bool>,
+    ) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = v4.accept() => accepted,
+                accepted = accept(v6.as_ref()) => accepted,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                _ = drain.wait_for(|draining| *draining) => break,
+            };
+            self.spawn(&mut connections, &drain, accepted).await;
+        }
+        // What was redirected before the detach may still be on its way.
+        loop {
+            tokio::select! {
+                biased;
+                () = async { drop(cut.wait_for(|cut| *cut).await) } => break,
+                accepted = v4.accept() => self.spawn(&mut connections, &drain, accepted).await,
+                accepted = accept(v6.as_ref()) => self.spawn(&mut connections, &drain, accepted).await,
+                ended = connections.join_next() => if ended.is_none() { return },
+            }
+        }
+        connections.shutdown().await;
+    }
+
+    async fn spawn(
+        self: &Arc<Self>,
+        connections: &mut JoinSet<()>,
+        drain: &watch::Receiver<bool>,
+        accepted: io::Result<(TcpStream, std::net::SocketAddr)>,
+    ) {
+        match accepted {
+            Ok((client, _)) => {
+                let proxy = Arc::clone(self);
+                let drain = drain.clone();
+                connections.spawn(async move { connection::serve(&proxy, client, drain).await });
+            }
+            Err(error) => {
+                self.counters.accept_failures.fetch_add(1, Ordering::Relaxed);
+                if failure::is_exhaustion(&error) {
+                    tracing::warn!(%error, "cannot accept a connection; it waits");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, std::net::SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}

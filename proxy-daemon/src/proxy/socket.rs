@@ -1,0 +1,31 @@
+//! The one place where sockets of ours are made and tuned.
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
+
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::redirect::Redirected;
+
+/// How connections come here and how ours avoid coming here: the kernel's
+/// redirect, or a test's stand-in.
+pub trait Gate: Send + Sync + std::fmt::Debug {
+    /// Where an accepted connection was going, and whose it is. `None` where
+    /// no redirect explains it.
+    fn origin_of(&self, accepted: std::os::fd::BorrowedFd<'_>) -> Option<Redirected>;
+
+    /// Marks a socket as ours before it connects.
+    fn exempt(&self, socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
+}
+
+/// Connects to an upstream, past the redirect.
+///
+/// # Errors
+/// As `connect(2)`: the failure is the upstream's, to be mirrored.
+pub(super) async fn connect(gate: &Arc<dyn Gate>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    gate.exempt(socket.as_fd())?;
+    let stream = socket.connect(to).await?;
+    // Without it every exchange of small writes waits for delayed
+    // acknowledgements, some 40 ms.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
