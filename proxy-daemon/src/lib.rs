@@ -3,6 +3,8 @@
 //! The rooms, top to bottom; each may use those below it, never those above:
 //! `cli`, `daemon`, `report`, `proxy`, `retry`, `rules`, `flow`, `redirect`,
 //! `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
+pub mod cli;
+pub mod daemon;
 pub mod flow;
 pub mod process;
 pub mod proxy;

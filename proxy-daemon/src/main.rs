@@ -1,3 +1,6 @@
 //! The command `retryscope`.
+use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    retryscope::cli::main()
+}

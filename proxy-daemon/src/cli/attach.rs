@@ -1,0 +1,151 @@
+//! `retryscope attach`: the same for what already runs.
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+
+use super::{
+    Failure, ca, log_to_stderr,
+    options::Options,
+    output::{Output, report_of},
+    run::{require_root, say, workers},
+    scene::Scene,
+    signals::{Signals, Stream},
+    user::Who,
+};
+use crate::{
+    daemon::{Instance, Settings},
+    process,
+    redirect::{self, Redirect, Target},
+    tls::Authority,
+};
+
+/// How long exchanges under way may take to finish after the end is asked
+/// for. A second signal cuts them at once.
+const DRAIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: Which,
+
+    /// End by itself after this time, as in 30s, 10m, 2h
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+
+    /// The folder of the authority's certificate and key
+    #[arg(long, value_name = "FOLDER", default_value = ca::DEFAULT_FOLDER)]
+    ca_dir: PathBuf,
+
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// Every process in this cgroup and below, now and later
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+
+    /// This process and what it starts from now on
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    log_to_stderr(args.options.verbose);
+    let checked = args.options.check()?;
+    require_root()?;
+    let (target, shown) = match (&args.target.cgroup, args.target.pid) {
+        (Some(path), _) => (Target::Cgroup(directory(path)?), format!("cgroup {}", path.display())),
+        (None, Some(pid)) => {
+            redirect::cgroup::of_process(pid).map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+            (Target::Process { pid }, format!("process {pid} and what it starts"))
+        }
+        (None, None) => return Err(Failure::usage("name a --cgroup or a --pid")),
+    };
+    let authority =
+        Authority::load_from(&args.ca_dir).map_err(|error| Failure::new(error.exit_code(), ca::explain(&error)))?;
+    let output =
+        Output::open(args.options.report_file.as_deref(), Who::find(None, &std::env::vars_os().collect())?.owner())?;
+    let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(workers())
+        .build()
+        .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
+
+    let scene = Scene::set()?;
+    process::raise_file_limit();
+    let watched = redirect::Options { ports: args.options.ports.clone(), allow_quic: args.options.allow_quic, target };
+    let settings = Settings {
+        ports: watched.ports.clone(),
+        rules: checked.rules,
+        routes: checked.routes,
+        upstream: checked.upstream,
+        authority: Arc::new(authority),
+    };
+    let finished = runtime.block_on(async {
+        let redirect = Redirect::start(&watched, &scene.daemon)
+            .map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+        let mut instance = Instance::start(settings, redirect)
+            .map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+        let signals =
+            signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
+        instance.serve();
+        say(&format!(
+            "watching {shown}: connections made from now on to port {}; those already open are not seen. Ctrl-C ends and reports.",
+            args.options.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+        ));
+        wait(args.duration, &signals).await;
+        let finish = instance.finish(DRAIN, wait(None, &signals));
+        Ok(finish.await)
+    })?;
+    let report = report_of(&args.options, finished, None, Vec::new());
+    output.write(&report, &args.options);
+    scene.clear();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The directory of a cgroup that is named by its path in the file system, or
+/// as `/proc/PID/cgroup` and systemd name it.
+fn directory(path: &Path) -> Result<PathBuf, Failure> {
+    let mount = redirect::cgroup::Mount::find().map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+    let shown = path.display();
+    if path.starts_with(mount.point()) && path.join("cgroup.procs").exists() {
+        return Ok(path.to_owned());
+    }
+    let below = mount.point().join(path.strip_prefix("/").unwrap_or(path));
+    if below.join("cgroup.procs").exists() {
+        return Ok(below);
+    }
+    Err(Failure::usage(format!(
+        "there is no cgroup {shown} below {}; `cat /proc/PID/cgroup` tells a process's (the line that begins with 0::)",
+        mount.point().display()
+    )))
+}
+
+/// Until the time has passed, or somebody asks for the end.
+async fn wait(duration: Option<Duration>, signals: &Stream) {
+    let timer = async {
+        match duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(timer);
+    loop {
+        tokio::select! {
+            () = &mut timer => return,
+            heard = signals.next() => match heard.signal {
+                Signal::SIGUSR1 | Signal::SIGUSR2 => {}
+                _ => return,
+            }
+        }
+    }
+}

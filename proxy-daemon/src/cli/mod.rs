@@ -1,0 +1,129 @@
+//! The command line: what was typed becomes one call.
+//!
+//! In: the arguments. Out: an exit code, and what went wrong as one sentence
+//! on standard error. Exit codes: 64 usage or configuration, 69 something the
+//! system lacks, 70 a fault of our own, 73 a file that cannot be written, 77
+//! permission; `run` passes on its command's.
+mod attach;
+mod ca;
+mod doctor;
+mod options;
+mod output;
+mod run;
+mod scene;
+mod signals;
+mod user;
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::process::{janitor, launch};
+
+const USAGE: u8 = 64;
+
+/// Shows, per process, how many requests are retries and how long they wait,
+/// and provokes them on purpose.
+#[derive(Debug, Parser)]
+#[command(name = "retryscope", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command and report what it retried
+    ///
+    /// The command runs as the user who called sudo, with that user's
+    /// environment, its own standard streams, and exits with its own code. The
+    /// report follows on standard error.
+    Run(run::Args),
+    /// Watch what already runs: a cgroup, or a process and what it starts
+    ///
+    /// Only connections made from now on are seen. The target has to trust the
+    /// authority of `retryscope ca init`.
+    Attach(attach::Args),
+    /// Make or show the authority that `attach` uses
+    Ca(ca::Args),
+    /// Tell whether this machine has what is needed, and what to do if not
+    Doctor(doctor::Args),
+}
+
+/// Why a subcommand could not do its work: one sentence and an exit code.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { message: message.into(), code }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, message)
+    }
+}
+
+/// Runs what the arguments say.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).take(4).collect();
+    match arguments.as_slice() {
+        [hidden, descriptor, cgroup] if hidden == launch::LAUNCH => {
+            return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
+        }
+        [hidden] if hidden == janitor::JANITOR => return janitor::main(),
+        _ => {}
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+                _ => USAGE,
+            };
+            // A closed standard stream leaves nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Attach(args) => attach::run(&args),
+        Command::Ca(args) => ca::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            // An excerpt with a caret says itself what it is.
+            let who = if failure.message.starts_with("error: ") { "" } else { "retryscope: " };
+            let _ = writeln!(std::io::stderr(), "{who}{}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Sends our own events to standard error: warnings, or more with `-v`.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "retryscope=info,warn",
+        2 => "retryscope=debug,info",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::new(std::env::var("RETRYSCOPE_LOG").unwrap_or_else(|_| level.into()));
+    // Set once per process; a second call has nothing to add.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}

@@ -1,0 +1,112 @@
+//! Where the report goes: standard error, or a file that is opened before
+//! anything starts, so that a wrong path costs nothing.
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Write},
+    os::unix::fs::{OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::{Failure, options::Options, run::say};
+use crate::{
+    daemon::Finished,
+    report::{self, Meta, Report},
+};
+
+const DEFAULT_WIDTH: usize = 80;
+
+#[derive(Debug)]
+pub(super) enum Output {
+    Stderr,
+    File(File, PathBuf),
+}
+
+impl Output {
+    /// Opens the file, owned by `owner` (uid, gid) if it is new.
+    pub(super) fn open(path: Option<&Path>, owner: Option<(u32, u32)>) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(Output::Stderr) };
+        let new = !path.exists();
+        // Not emptied before there is something to write; and a pipe that
+        // nobody reads is an error, not a wait.
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(path)
+            .and_then(|file| {
+                fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+                Ok(file)
+            })
+            .map_err(|error| {
+                let remedy = "choose another --report-file";
+                Failure::new(73, format!("cannot write the report to {} ({error}); {remedy}", path.display()))
+            })?;
+        if let Some((uid, gid)) = owner.filter(|_| new) {
+            // On file systems without owners it stays root's.
+            let _ = fchown(&file, Some(uid), Some(gid));
+        }
+        Ok(Output::File(file, path.to_owned()))
+    }
+
+    /// Writes the report; to standard error where the file cannot take it.
+    pub(super) fn write(self, report: &Report, options: &Options) {
+        if let Output::File(mut file, path) = self {
+            let text = options.render(report, DEFAULT_WIDTH, false);
+            // What cannot be emptied (a pipe, a device) holds nothing older.
+            let _ = file.set_len(0);
+            match file.write_all(text.as_bytes()).and_then(|()| file.flush()) {
+                Ok(()) => return,
+                Err(error) => say(&format!("cannot write the report to {} ({error}); here it is:", path.display())),
+            }
+        }
+        let mut stderr = io::stderr().lock();
+        let color = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let text = options.render(report, width(), color);
+        // A reader that has gone away has decided not to read it.
+        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    }
+}
+
+/// The report of a finished instance.
+pub(super) fn report_of(
+    options: &Options,
+    finished: Finished,
+    command: Option<String>,
+    mut notes: Vec<String>,
+) -> Report {
+    notes.extend(finished.redirect.sentences());
+    if finished.hurried {
+        notes.push("Connections were still open when the time to finish had passed; they were cut.".into());
+    }
+    let mut redirect = serde_json::to_value(finished.redirect).unwrap_or_default();
+    if let (Some(redirect), Ok(serde_json::Value::Object(proxy))) =
+        (redirect.as_object_mut(), serde_json::to_value(finished.proxy))
+    {
+        redirect.extend(proxy);
+    }
+    report::build(
+        &finished.snapshot,
+        &Meta {
+            seed: options.seed(),
+            started: finished.started,
+            ended: finished.ended,
+            command,
+            ports: options.ports.clone(),
+            rules: finished.rules,
+            redirect,
+            notes,
+        },
+    )
+}
+
+/// Columns of the terminal on standard error.
+fn width() -> usize {
+    rustix::termios::tcgetwinsize(io::stderr())
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns >= 40)
+        .unwrap_or(DEFAULT_WIDTH)
+}

@@ -1,0 +1,272 @@
+//! One running instance: the only place that knows every part.
+//!
+//! In: [`Settings`], checked already. Out: traffic served from
+//! [`Instance::start`] to [`Instance::finish`], and what it came to.
+//! Invariants: the listeners accept before anything is redirected; nothing
+//! outlives the instance.
+use std::{
+    collections::HashSet,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    flow::Clock,
+    process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
+    proxy::{Account, Counted, Gate, Proxy, Routes},
+    redirect::{self, Listeners, Redirect, RedirectError, Redirected},
+    retry::{Ledger, Limits, Snapshot},
+    rules::{RuleSet, RuleState},
+    tls::{Authority, Leaves, Servers, TlsError, Upstream},
+};
+
+/// How many living processes' ends are waited for; one file descriptor each.
+/// Past it a process counts as living until the report.
+const MAX_WATCHED: usize = 4096;
+
+/// What an instance is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// The ports whose connections are redirected.
+    pub ports: Vec<u16>,
+    pub rules: RuleSet,
+    pub routes: Routes,
+    pub upstream: Upstream,
+    pub authority: Arc<Authority>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("cannot serve the listeners ({0}); the limit of open files may be too low (`ulimit -n`)")]
+    Listen(#[source] io::Error),
+}
+
+impl StartError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Redirect(error) => error.exit_code(),
+            StartError::Tls(error) => error.exit_code(),
+            StartError::Listen(_) => 69,
+        }
+    }
+}
+
+/// The kernel's redirect, as the data path wants it.
+#[derive(Debug)]
+struct KernelGate(Arc<Redirect>);
+
+impl Gate for KernelGate {
+    fn origin_of(&self, accepted: BorrowedFd<'_>) -> Option<Redirected> {
+        self.0.origin_of(&accepted).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the record of a connection could not be read");
+            None
+        })
+    }
+
+    fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.exempt(&socket).map_err(io::Error::other)
+    }
+}
+
+/// What an instance came to.
+#[derive(Debug)]
+pub struct Finished {
+    pub snapshot: Snapshot,
+    pub started: SystemTime,
+    pub ended: SystemTime,
+    /// Each rule's name and how often it acted.
+    pub rules: Vec<(String, u64)>,
+    pub redirect: redirect::Counters,
+    pub proxy: Counted,
+    /// Connections were cut that had not finished in time.
+    pub hurried: bool,
+}
+
+#[derive(Debug)]
+pub struct Instance {
+    proxy: Arc<Proxy>,
+    redirect: Arc<Redirect>,
+    listeners: Option<(TcpListener, Option<TcpListener>)>,
+    ports: Vec<u16>,
+    /// What was counted before traffic began: the self-test.
+    before: redirect::Counters,
+    serving: Option<JoinHandle<()>>,
+    watching: Option<JoinHandle<()>>,
+    drain: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
+}
+
+impl Instance {
+    /// Takes over a redirect in force. Nothing is answered before
+    /// [`Instance::serve`]; connections wait until then.
+    pub fn start(settings: Settings, redirected: (Redirect, Listeners)) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let leaves = Leaves::new(settings.authority)?;
+        let servers = Servers::new()?;
+        let ports = settings.ports;
+        let (redirect, listeners) = redirected;
+        let redirect = Arc::new(redirect);
+        let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
+        let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
+
+        let state = RuleState::new(&settings.rules);
+        let ledger = Ledger::new(Limits::default(), clock.now());
+        let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
+        let proxy = Arc::new(Proxy {
+            account: Arc::new(Account::new(clock, settings.rules, state, ledger)),
+            gate: Arc::new(KernelGate(Arc::clone(&redirect))),
+            processes: ProcessTable::new(newcomers),
+            leaves,
+            servers,
+            upstream: settings.upstream,
+            routes: settings.routes,
+            counters: crate::proxy::Counters::default(),
+        });
+        // Reading the kernel's types takes tens of megabytes for a moment.
+        process::release_memory();
+        let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
+        Ok(Self {
+            proxy,
+            redirect,
+            listeners: Some((v4, v6)),
+            ports,
+            before: redirect::Counters::default(),
+            serving: None,
+            watching: Some(watching),
+            drain: watch::Sender::new(false),
+            cut: watch::Sender::new(false),
+        })
+    }
+
+    /// Addresses for a self-test, one per listener: loopback addresses that
+    /// hardly anybody serves.
+    pub fn probes(&self) -> Vec<SocketAddr> {
+        let port = self.ports.first().copied().unwrap_or(443);
+        let mut probes = vec![SocketAddr::from((Ipv4Addr::new(127, 255, 255, 254), port))];
+        if matches!(&self.listeners, Some((_, Some(_)))) {
+            probes.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+        }
+        probes
+    }
+
+    /// Answers the self-test's connections, and leaves no trace of them.
+    pub async fn answer_probes(&self, nonce: [u8; NONCE]) -> io::Result<()> {
+        let Some((v4, v6)) = &self.listeners else { return Ok(()) };
+        let expected = self.probes();
+        let (mut stream, _) = v4.accept().await?;
+        self.answer_probe(&mut stream, expected.first(), nonce).await?;
+        if let Some(v6) = v6 {
+            let (mut stream, _) = v6.accept().await?;
+            self.answer_probe(&mut stream, expected.get(1), nonce).await?;
+        }
+        Ok(())
+    }
+
+    async fn answer_probe(
+        &self,
+        stream: &mut TcpStream,
+        expected: Option<&SocketAddr>,
+        nonce: [u8; NONCE],
+    ) -> io::Result<()> {
+        let redirected = self.redirect.origin_of(stream).map_err(io::Error::other)?;
+        // Anything else gets no answer, and the prober tells what it saw.
+        if redirected.is_some_and(|redirected| Some(&redirected.origin) == expected) {
+            stream.write_all(&nonce).await?;
+            stream.shutdown().await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to answer.
+    pub fn serve(&mut self) {
+        if let Some((v4, v6)) = self.listeners.take() {
+            self.before = self.redirect.counters();
+            let proxy = Arc::clone(&self.proxy);
+            self.serving = Some(tokio::spawn(proxy.serve(v4, v6, self.drain.subscribe(), self.cut.subscribe())));
+        }
+    }
+
+    /// Stops redirecting, lets what is under way finish (within `patience`, or
+    /// until `hurry` is over), and closes the books.
+    pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
+        self.redirect.detach();
+        self.drain.send_replace(true);
+        let mut hurried = false;
+        if let Some(mut serving) = self.serving.take() {
+            hurried = tokio::select! {
+                _ = &mut serving => false,
+                () = tokio::time::sleep(patience) => true,
+                () = hurry => true,
+            };
+            if hurried {
+                self.cut.send_replace(true);
+                // Once it has ended, every attempt is in the ledger.
+                let _ = serving.await;
+            }
+        }
+        if let Some(watching) = self.watching.take() {
+            watching.abort();
+            let _ = watching.await;
+        }
+        let account = &self.proxy.account;
+        let now = account.clock.now();
+        let snapshot = account.ledger().snapshot(now);
+        Finished {
+            snapshot,
+            started: account.clock.wall(crate::flow::Moment::default()),
+            ended: account.clock.wall(now),
+            rules: account.rules.rules(&account.rule_state).map(|(name, hits)| (name.to_string(), hits)).collect(),
+            redirect: self.redirect.counters().since(&self.before),
+            proxy: self.proxy.counters.read(),
+            hurried,
+        }
+    }
+}
+
+/// Notes when processes end, so that a report can tell a process's life from
+/// the run's.
+async fn watch_ends(mut arrivals: mpsc::Receiver<Arc<Process>>, account: Arc<Account>) {
+    let mut ends = JoinSet::new();
+    let mut watched: HashSet<ProcessKey> = HashSet::new();
+    loop {
+        tokio::select! {
+            arrived = arrivals.recv() => {
+                let Some(process) = arrived else { return };
+                if ends.len() < MAX_WATCHED && watched.insert(process.key) {
+                    ends.spawn(end_of(process.key));
+                }
+            }
+            Some(ended) = ends.join_next(), if !ends.is_empty() => {
+                if let Ok(key) = ended {
+                    watched.remove(&key);
+                    account.ledger().exited(key, account.clock.now());
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the end of a process.
+async fn end_of(key: ProcessKey) -> ProcessKey {
+    // A process that cannot be waited for has ended.
+    if let Some(descriptor) = ProcessTable::open(key)
+        && let Ok(descriptor) = process::readable(descriptor)
+    {
+        let _ = descriptor.readable().await;
+    }
+    key
+}
