@@ -1,0 +1,154 @@
+//! The clients: where they are, and the environment they run in.
+//!
+//! Whatever is missing fails the test with a sentence that says what to
+//! install; nothing is skipped.
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Mutex,
+};
+
+use super::Running;
+
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The current clients, and a botocore from before standard mode retried a
+/// bare 429.
+const CLIENTS: &[&str] =
+    &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
+const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
+
+/// Fails unless the tests run as root, which cgroups and BPF need.
+#[track_caller]
+pub fn root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the end-to-end tests load eBPF and make cgroups: run them as root, for example with `sudo -E cargo xtask test`"
+    );
+}
+
+/// What a client finds set: nothing that could tell it whom to trust.
+pub fn environment() -> Vec<(OsString, OsString)> {
+    [
+        ("PATH", SYSTEM_PATH),
+        ("HOME", "/root"),
+        ("LANG", "C.UTF-8"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        ("PYTHONUNBUFFERED", "1"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.into(), value.into()))
+    .collect()
+}
+
+/// The path of a program, or the sentence that says how to get it.
+#[track_caller]
+pub fn need(program: &str, package: &str) -> PathBuf {
+    SYSTEM_PATH
+        .split(':')
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{program} is not installed: `apt-get install {package}`"))
+}
+
+#[track_caller]
+pub fn curl() -> PathBuf {
+    need("curl", "curl")
+}
+
+#[track_caller]
+pub fn node() -> PathBuf {
+    need("node", "nodejs")
+}
+
+#[track_caller]
+pub fn java() -> PathBuf {
+    need("java", "default-jdk-headless")
+}
+
+/// Python with the current clients.
+#[track_caller]
+pub fn python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_VENV", "clients", CLIENTS)
+}
+
+/// Python with a boto3 of before the change of retry modes.
+#[track_caller]
+pub fn old_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_OLD_VENV", "clients-old", OLD_CLIENTS)
+}
+
+/// A script of `tests/clients`.
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+}
+
+/// Where Cargo keeps what it builds.
+pub fn target() -> PathBuf {
+    // …/target/debug/retryscope
+    Path::new(super::run::RETRYSCOPE).ancestors().nth(2).expect("a target folder").into()
+}
+
+#[track_caller]
+fn venv(variable: &str, name: &str, packages: &[&str]) -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let folder = given.clone().unwrap_or_else(|| target().join("venvs").join(name));
+    let python = folder.join("bin/python");
+    let stamp = folder.join(".complete");
+    if given.is_some() {
+        assert!(python.exists(), "{variable} names {}, where there is no bin/python", folder.display());
+        return python;
+    }
+    // One thread here, one process on the machine.
+    let _making = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if std::fs::read_to_string(&stamp).is_ok_and(|text| text == packages.join(" ")) {
+        return python;
+    }
+    std::fs::create_dir_all(folder.parent().expect("not the root")).expect("making target/venvs");
+    let lock = std::fs::File::create(folder.with_extension("lock")).expect("a lock file");
+    lock.lock().expect("locking");
+    if std::fs::read_to_string(&stamp).is_ok_and(|text| text == packages.join(" ")) {
+        return python;
+    }
+    let make = |command: &mut Command| {
+        let output = command.stdin(Stdio::null()).output();
+        let said = match output {
+            Ok(output) if output.status.success() => return,
+            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        panic!(
+            "the clients' virtual environment cannot be made ({command:?}): {said}\n\
+             It needs `apt-get install python3-venv` and a package index, or {variable} naming one that has: {}",
+            packages.join(" ")
+        );
+    };
+    let system_python = need("python3", "python3 python3-venv");
+    make(Command::new(system_python).args(["-m", "venv"]).arg(&folder));
+    make(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages));
+    std::fs::write(stamp, packages.join(" ")).expect("writing the stamp");
+    python
+}
+
+/// A copy of the system's Java trust store with `authority` added, for runs
+/// without retryscope.
+pub fn java_trust(folder: &Path, authority: &Path) -> PathBuf {
+    let store = folder.join("java-trust.jks");
+    let output = Command::new(need("keytool", "default-jdk-headless"))
+        .args(["-importcert", "-noprompt", "-storetype", "JKS", "-storepass", "changeit", "-alias", "test"])
+        .arg("-file")
+        .arg(authority)
+        .arg("-keystore")
+        .arg(&store)
+        .output()
+        .expect("running keytool");
+    assert!(output.status.success(), "keytool: {}", String::from_utf8_lossy(&output.stdout));
+    store
+}
+
+/// A client started outside of retryscope, in the cleaned environment.
+pub fn bare(command: &mut Command) -> Running {
+    Running::start(command.env_clear().envs(environment()))
+}
