@@ -12,7 +12,8 @@ use super::{
     Failure, ca, log_to_stderr,
     options::Options,
     output::{Output, report_of},
-    run::{require_root, say, workers},
+    run::{require_root, say},
+    runtime,
     scene::Scene,
     signals::{Signals, Stream},
     user::Who,
@@ -64,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (target, shown) = match (&args.target.cgroup, args.target.pid) {
         (Some(path), _) => (Target::Cgroup(directory(path)?), format!("cgroup {}", path.display())),
         (None, Some(pid)) => {
-            redirect::cgroup::of_process(pid).map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+            redirect::cgroup::of_process(pid)?;
             (Target::Process { pid }, format!("process {pid} and what it starts"))
         }
         (None, None) => return Err(Failure::usage("name a --cgroup or a --pid")),
@@ -74,11 +75,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let output =
         Output::open(args.options.report_file.as_deref(), Who::find(None, &std::env::vars_os().collect())?.owner())?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(workers())
-        .build()
-        .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
+    let runtime = runtime()?;
 
     let scene = Scene::set()?;
     process::raise_file_limit();
@@ -92,9 +89,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     let finished = runtime.block_on(async {
         let redirect = Redirect::start(&watched, &scene.daemon)
-            .map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+            ?;
         let mut instance = Instance::start(settings, redirect)
-            .map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+            ?;
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
@@ -104,7 +101,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ));
         wait(args.duration, &signals).await;
         let finish = instance.finish(DRAIN, wait(None, &signals));
-        Ok(finish.await)
+        Ok::<_, Failure>(finish.await)
     })?;
     let report = report_of(&args.options, finished, None, Vec::new());
     output.write(&report, &args.options);
@@ -115,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
 /// The directory of a cgroup that is named by its path in the file system, or
 /// as `/proc/PID/cgroup` and systemd name it.
 fn directory(path: &Path) -> Result<PathBuf, Failure> {
-    let mount = redirect::cgroup::Mount::find().map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+    let mount = redirect::cgroup::Mount::find()?;
     let shown = path.display();
     if path.starts_with(mount.point()) && path.join("cgroup.procs").exists() {
         return Ok(path.to_owned());

@@ -72,6 +72,35 @@ impl Failure {
     }
 }
 
+/// Rooms whose errors say themselves what the process exits with.
+macro_rules! failure_from {
+    ($($error:ty),* $(,)?) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::new(error.exit_code(), error.to_string())
+            }
+        })*
+    };
+}
+
+failure_from!(
+    crate::daemon::StartError,
+    crate::redirect::RedirectError,
+    crate::redirect::cgroup::CgroupError,
+    crate::tls::TlsError
+);
+
+/// The runtime of an instance. The data path is light; more threads than
+/// these only cost memory.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(8);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(workers)
+        .build()
+        .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))
+}
+
 /// Runs what the arguments say.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).take(4).collect();

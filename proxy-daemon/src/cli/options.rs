@@ -90,8 +90,7 @@ impl Options {
         let routes = mappings
             .and_then(|mappings| Routes::new(mappings, &self.intercept, &self.passthrough))
             .map_err(|error| Failure::usage(error.to_string()))?;
-        let upstream =
-            Upstream::new(&self.upstream_ca).map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+        let upstream = Upstream::new(&self.upstream_ca)?;
         Ok(Checked { rules, routes, upstream })
     }
 

@@ -25,12 +25,13 @@ use super::{
     Failure, log_to_stderr,
     options::{Checked, Options},
     output::{Output, report_of},
+    runtime,
     scene::Scene,
     signals::{Signals, Stream},
     user::{Environment, Who, find_program, sudo_line},
 };
 use crate::{
-    daemon::{Finished, Instance, Settings, StartError},
+    daemon::{Finished, Instance, Settings},
     process::{
         self,
         launch::{Launcher, NONCE, Refusal, Spec},
@@ -84,11 +85,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     // The first key takes the cryptography library tens of milliseconds.
     let authority = std::thread::spawn(Authority::in_memory);
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(workers())
-        .build()
-        .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
+    let runtime = runtime()?;
     let job = Job { args, checked, who, environment, cwd, program, authority };
     let (options, outcome, finished, mut notes, scene) = runtime.block_on(job.serve(signals))?;
 
@@ -100,11 +97,6 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     output.write(&report, &options);
     scene.clear();
     Ok(ExitCode::from(outcome.code))
-}
-
-/// The data path is light; more threads than this only cost memory.
-pub(super) fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get).min(8)
 }
 
 fn still_running(left: &[u32]) -> String {
@@ -173,33 +165,30 @@ impl Job {
         // since only its memory goes back to the system afterwards.
         let (redirect, prepared) = std::thread::scope(|scope| {
             let preparing = scope.spawn(|| {
-                let authority =
-                    joined(authority.join())?.map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+                let authority = joined(authority.join())??;
                 let mappings = checked.routes.mappings();
                 let mut trust =
                     prepare_trust(&scene, &authority, &command, environment, &cwd, !no_mount, &mut trust_notes)?;
                 trust.1.extend(prepare_names(&scene, mappings, !no_mount, &mut notes));
                 tracing::debug!("trust is prepared");
-                Ok((authority, trust))
+                Ok::<_, Failure>((authority, trust))
             });
             let redirect = Redirect::start(&watched, &scene.daemon);
             tracing::debug!("the redirect is in force");
             (redirect, joined(preparing.join()))
         });
-        let started =
-            redirect.map_err(|error| Failure::new(error.exit_code(), error.to_string())).and_then(|redirect| {
-                let (authority, trust) = prepared??;
-                let settings = Settings {
-                    ports: options.ports.clone(),
-                    rules: checked.rules,
-                    routes: checked.routes,
-                    upstream: checked.upstream,
-                    authority: Arc::new(authority),
-                };
-                let instance = Instance::start(settings, redirect)
-                    .map_err(|error: StartError| Failure::new(error.exit_code(), error.to_string()))?;
-                Ok((instance, trust))
-            });
+        let started = redirect.map_err(Failure::from).and_then(|redirect| {
+            let (authority, trust) = prepared??;
+            let settings = Settings {
+                ports: options.ports.clone(),
+                rules: checked.rules,
+                routes: checked.routes,
+                upstream: checked.upstream,
+                authority: Arc::new(authority),
+            };
+            let instance = Instance::start(settings, redirect)?;
+            Ok((instance, trust))
+        });
         let (mut instance, (environment, binds)) = match started {
             Ok(started) => started,
             Err(failure) => {
@@ -277,8 +266,7 @@ fn prepare_trust(
         environment: &environment,
         mount,
         cwd,
-    })
-    .map_err(|error| Failure::new(error.exit_code(), error.to_string()))?;
+    })?;
     notes.extend(plan.notes);
     let mut environment: BTreeMap<OsString, OsString> = environment;
     environment.extend(plan.environment);
