@@ -159,6 +159,11 @@ impl Exchange {
     }
 }
 
+/// An exchange that the halves of one task share; never waited for.
+pub(super) fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
+    exchange.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.end(Some(Failure::Cancelled));

@@ -9,7 +9,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     task::Poll,
 };
 
@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    exchange::{Account, Exchange, Peer, RULE_HEADER, belies},
+    exchange::{Account, Exchange, Peer, RULE_HEADER, belies, lock},
     failure,
     h1::{End, intern},
 };
@@ -292,10 +292,6 @@ async fn stream(
             lock(&exchange).end(Some(Failure::Cancelled));
         }
     }
-}
-
-fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
-    exchange.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The request's body on its way up, beside whatever else happens.

@@ -67,14 +67,12 @@ pub(super) fn request(bytes: &Bytes, fallback: &Arc<str>) -> Parsed<RequestHead>
     }
     let length = match outcome {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Parsed::Partial,
-        _ => return Parsed::Opaque,
+        unfinished => return without_head(unfinished, bytes),
     };
     let (Some(method), Some(target), Some(minor)) = (head.method, head.path, head.version) else {
         return Parsed::Opaque;
     };
-    let headers =
-        Headers::within(bytes.slice(..length), head.headers.iter().map(|field| (field.name.as_bytes(), field.value)));
+    let headers = fields(bytes.slice(..length), head.headers);
     let framing = match declared(&headers) {
         Ok(framing) => framing.unwrap_or(Framing::None),
         Err(Doubtful) => return Parsed::Opaque,
@@ -113,15 +111,25 @@ pub(super) fn response(bytes: &Bytes) -> Parsed<ResponseHead> {
     }
     let length = match outcome {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Parsed::Partial,
-        _ => return Parsed::Opaque,
+        unfinished => return without_head(unfinished, bytes),
     };
     let Some(status) = head.code else { return Parsed::Opaque };
-    let headers =
-        Headers::within(bytes.slice(..length), head.headers.iter().map(|field| (field.name.as_bytes(), field.value)));
+    let headers = fields(bytes.slice(..length), head.headers);
     let Ok(declared) = declared(&headers) else { return Parsed::Opaque };
     let reason = head.reason.unwrap_or_default().to_owned();
     Parsed::Head(ResponseHead { length, response: Response { status, reason, headers }, declared })
+}
+
+/// What bytes are that hold no whole head.
+fn without_head<T>(outcome: httparse::Result<usize>, bytes: &Bytes) -> Parsed<T> {
+    match outcome {
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => Parsed::Partial,
+        _ => Parsed::Opaque,
+    }
+}
+
+fn fields(head: Bytes, parsed: &[httparse::Header<'_>]) -> Headers {
+    Headers::within(head, parsed.iter().map(|field| (field.name.as_bytes(), field.value)))
 }
 
 impl ResponseHead {

@@ -32,7 +32,7 @@ use self::{
     wire::{read_head, read_some, write_two},
 };
 use super::{
-    exchange::{Account, Exchange, Peer, RULE_HEADER, belies},
+    exchange::{Account, Exchange, Peer, RULE_HEADER, belies, lock},
     failure,
 };
 pub(in crate::proxy) use head::intern;
@@ -102,10 +102,6 @@ impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
-    exchange.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a half stopped.
@@ -273,7 +269,7 @@ where
         let head = match read_head(from, &mut pending, parse).await {
             Ok(Some(Parsed::Head(head))) => head,
             Ok(Some(_)) => {
-                shared.queue().opaque = true;
+                turn_opaque(shared);
                 return opaque(from, to, pending).await;
             }
             Ok(None) => return Stop::Eof,
@@ -303,7 +299,7 @@ where
             Progress::More => pending.len(),
             // Let the upstream say what it thinks of it.
             Progress::Broken => {
-                shared.queue().opaque = true;
+                turn_opaque(shared);
                 if let Err(error) = write_two(to, &head, &pending).await {
                     return Stop::Write(error);
                 }
@@ -347,7 +343,7 @@ where
             match pass_pending(to, &mut pending, &mut body, |bytes, _| lock(&exchange).sent(bytes)).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    shared.queue().opaque = true;
+                    turn_opaque(shared);
                     return opaque(from, to, pending).await;
                 }
                 Err(stop) => return stop,
@@ -360,7 +356,7 @@ where
                 }
             }
             Ok(Passed::Broken) => {
-                shared.queue().opaque = true;
+                turn_opaque(shared);
                 return opaque(from, to, Bytes::new()).await;
             }
             Err(stop) => return stop,
