@@ -9,6 +9,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::BorrowedFd,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -21,12 +22,13 @@ use tokio::{
 };
 
 use crate::{
-    flow::Clock,
+    control::{self, About, Controlled},
+    flow::{Clock, Moment},
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{Account, Counted, Gate, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
     retry::{Ledger, Limits, Snapshot},
-    rules::{RuleSet, RuleState},
+    rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
 };
 
@@ -40,6 +42,15 @@ pub struct Settings {
     /// The ports whose connections are redirected.
     pub ports: Vec<u16>,
     pub rules: RuleSet,
+    pub rule_settings: rules::Settings,
+    /// Files that a reload reads again.
+    pub rule_files: Vec<PathBuf>,
+    /// From the start on, rules act for this long.
+    pub rules_for: Option<Duration>,
+    /// The instance's own folder; the control socket goes there.
+    pub folder: PathBuf,
+    /// What is watched, for people.
+    pub target: String,
     pub routes: Routes,
     pub upstream: Upstream,
     pub authority: Arc<Authority>,
@@ -88,8 +99,9 @@ pub struct Finished {
     pub snapshot: Snapshot,
     pub started: SystemTime,
     pub ended: SystemTime,
-    /// Each rule's name and how often it acted.
-    pub rules: Vec<(String, u64)>,
+    /// Those in force at the end, then those that were removed or changed.
+    pub rules: Vec<RuleStatus>,
+    pub guard: GuardState,
     pub redirect: redirect::Counters,
     pub proxy: Counted,
     /// Connections were cut that had not finished in time.
@@ -106,6 +118,9 @@ pub struct Instance {
     before: redirect::Counters,
     serving: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
+    controlled: Arc<Controlled>,
+    /// `None` where the socket could not be made.
+    control: Option<control::Server>,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -123,11 +138,14 @@ impl Instance {
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
         let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
 
-        let state = RuleState::new(&settings.rules);
+        let now = clock.now();
+        let mut rule_settings = settings.rule_settings;
+        rule_settings.until = settings.rules_for.map(|time| Moment(now.0.saturating_add(nanos(time))));
+        let rules = Rules::new(settings.rules, rule_settings, now);
         let ledger = Ledger::new(Limits::default(), clock.now());
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
         let proxy = Arc::new(Proxy {
-            account: Arc::new(Account::new(clock, settings.rules, state, ledger)),
+            account: Arc::new(Account::new(clock, rules, ledger)),
             gate: Arc::new(KernelGate(Arc::clone(&redirect))),
             processes: ProcessTable::new(newcomers),
             leaves,
@@ -136,6 +154,22 @@ impl Instance {
             routes: settings.routes,
             counters: crate::proxy::Counters::default(),
         });
+        let controlled = Arc::new(Controlled {
+            account: Arc::clone(&proxy.account),
+            files: settings.rule_files,
+            about: About {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                target: settings.target,
+            },
+        });
+        let control = match control::bind(&settings.folder) {
+            Ok(listener) => Some(control::Server::start(listener, Arc::clone(&controlled))),
+            Err(error) => {
+                tracing::warn!(%error, "there is no control socket: rules cannot be changed while this runs");
+                None
+            }
+        };
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
@@ -147,6 +181,8 @@ impl Instance {
             before: redirect::Counters::default(),
             serving: None,
             watching: Some(watching),
+            controlled,
+            control,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -191,6 +227,12 @@ impl Instance {
         Ok(())
     }
 
+    /// Reads the rule files again; the rules in force stay where they are
+    /// broken.
+    pub fn reload(&self) -> Result<usize, control::ReloadError> {
+        self.controlled.reload()
+    }
+
     /// Begins to answer.
     pub fn serve(&mut self) {
         if let Some((v4, v6)) = self.listeners.take() {
@@ -204,6 +246,7 @@ impl Instance {
     /// until `hurry` is over), and closes the books.
     pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
         self.redirect.detach();
+        drop(self.control.take());
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {
@@ -227,14 +270,19 @@ impl Instance {
         let snapshot = account.ledger().snapshot(now);
         Finished {
             snapshot,
-            started: account.clock.wall(crate::flow::Moment::default()),
+            started: account.clock.wall(Moment::default()),
             ended: account.clock.wall(now),
-            rules: account.rules.rules(&account.rule_state).map(|(name, hits)| (name.to_string(), hits)).collect(),
+            rules: account.rules.list().into_iter().chain(account.rules.retired()).collect(),
+            guard: account.rules.state(),
             redirect: self.redirect.counters().since(&self.before),
             proxy: self.proxy.counters.read(),
             hurried,
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Notes when processes end, so that a report can tell a process's life from

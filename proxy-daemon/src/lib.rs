@@ -1,9 +1,10 @@
 //! retryscope: how often a process retries, and what the waiting costs it.
 //!
 //! The rooms, top to bottom; each may use those below it, never those above:
-//! `cli`, `daemon`, `report`, `proxy`, `retry`, `rules`, `flow`, `redirect`,
+//! `cli`, `daemon`, `control`, `report`, `proxy`, `retry`, `rules`, `flow`, `redirect`,
 //! `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod cli;
+pub mod control;
 pub mod daemon;
 pub mod flow;
 pub mod process;

@@ -219,3 +219,30 @@ fn says_what_it_cannot_see() {
     let finished = running.finish(SOON).ok();
     assert!(finished.stdout.is_empty(), "{finished}");
 }
+
+/// SIGHUP reads the rule files again; a broken one changes nothing, and the
+/// instance goes on.
+#[test]
+fn hang_up_reads_the_rules_again() {
+    let (ca, authority, group) = (TestCa::new(), authority(), TestCgroup::new());
+    let upstream = Upstream::start(&ca);
+    let report = authority.path().join("report.json");
+    let file = authority.path().join("rules.toml");
+    let write = |text: &str| std::fs::write(&file, text).expect("writing rules");
+    write("[[rule]]\nname = \"one\"\nwhen = \"~s\"\nthen = { status = 500 }\n");
+    let running = attach(&ca, authority.path(), &report, words!["--cgroup", group.path(), "--rules", &file]);
+    let said = |part: &str| {
+        until(part, SOON, || common::show(&running.stderr.bytes()).contains(part).then_some(()));
+    };
+    write("[[rule]]\nname = \"two\"\nwhen = \"~s\"\nthen = { status = 500 }\n");
+    running.signal(Signal::SIGHUP);
+    said("the rule files were read again");
+    write("[[rule]]\nwhen = \"~dd\"\nthen = { status = 500 }\n");
+    running.signal(Signal::SIGHUP);
+    said("did you mean ~d?");
+    running.signal(Signal::SIGTERM);
+    running.finish(SOON).ok();
+    let report = Report::parse(&std::fs::read_to_string(&report).expect("a report"));
+    assert_eq!(report.0["rules"][0]["name"], "two", "{report}");
+    drop(upstream);
+}

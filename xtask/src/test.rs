@@ -5,7 +5,7 @@
 //! user who asked; only the test programs run as root, each through
 //! `xtask as-root`, and none of them inherits a variable that tells a client
 //! whom to trust.
-use std::{ffi::OsString, os::unix::process::CommandExt, process::Command};
+use std::{ffi::OsString, fs, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -22,6 +22,9 @@ const CLIENTS: &[&str] =
 /// A boto3 of before its standard retry mode changed.
 const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
 
+/// The AWS SDK for JavaScript, for Node.
+const NODE_CLIENTS: &[&str] = &["@aws-sdk/client-s3@3.1173.0", "@aws-sdk/client-dynamodb@3.1164.0"];
+
 /// Programs, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
@@ -29,6 +32,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
     ("node", "nodejs"),
+    ("npm", "npm"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
     ("wget", "wget"),
@@ -67,6 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let clients = venv::python("clients", CLIENTS)?;
     let old_clients = venv::python("clients-old", OLD_CLIENTS)?;
+    let node_clients = node("clients", NODE_CLIENTS)?;
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
 
@@ -79,8 +84,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
     }
+    cargo.env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
     // One failure must not hide the next.
     system::run(cargo.arg("--no-fail-fast").args(&options.filter))
+}
+
+/// The folder under `target/node` whose `node_modules` holds `packages`; made
+/// once per list of packages.
+fn node(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let dir = system::target().join("node").join(name);
+    let (stamp, wanted) = (dir.join(".complete"), packages.join(" "));
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        return Ok(dir);
+    }
+
+    step(&format!("Installing {wanted} in {}", system::short(&dir).display()));
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error", "--prefix"]);
+    system::run(npm.arg(&dir).args(packages))
+        .context("npm could not install the packages: is the package registry reachable?")?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(dir)
 }
 
 /// Becomes the program.

@@ -83,6 +83,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let settings = Settings {
         ports: watched.ports.clone(),
         rules: checked.rules,
+        rule_settings: checked.rule_settings,
+        rule_files: checked.rule_files,
+        rules_for: None,
+        folder: scene.folder.clone(),
+        target: shown.clone(),
         routes: checked.routes,
         upstream: checked.upstream,
         authority: Arc::new(authority),
@@ -99,8 +104,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "watching {shown}: connections made from now on to port {}; those already open are not seen. Ctrl-C ends and reports.",
             args.options.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
         ));
-        wait(args.duration, &signals).await;
-        let finish = instance.finish(DRAIN, wait(None, &signals));
+        wait(args.duration, &signals, || match instance.reload() {
+            Ok(rules) => say(&format!("the rule files were read again; rules in force: {rules}")),
+            Err(error) => say(&error.to_string()),
+        })
+        .await;
+        let finish = instance.finish(DRAIN, wait(None, &signals, || ()));
         Ok::<_, Failure>(finish.await)
     })?;
     let report = report_of(&args.options, finished, None, Vec::new());
@@ -127,8 +136,9 @@ fn directory(path: &Path) -> Result<PathBuf, Failure> {
     )))
 }
 
-/// Until the time has passed, or somebody asks for the end.
-async fn wait(duration: Option<Duration>, signals: &Stream) {
+/// Until the time has passed, or somebody asks for the end. A hang-up that no
+/// terminal sent asks for the rule files to be read again.
+async fn wait(duration: Option<Duration>, signals: &Stream, reload: impl Fn()) {
     let timer = async {
         match duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -141,6 +151,7 @@ async fn wait(duration: Option<Duration>, signals: &Stream) {
             () = &mut timer => return,
             heard = signals.next() => match heard.signal {
                 Signal::SIGUSR1 | Signal::SIGUSR2 => {}
+                Signal::SIGHUP if !heard.from_terminal => reload(),
                 _ => return,
             }
         }

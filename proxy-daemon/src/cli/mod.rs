@@ -9,6 +9,7 @@ mod ca;
 mod doctor;
 mod options;
 mod output;
+mod rules;
 mod run;
 mod scene;
 mod signals;
@@ -51,6 +52,8 @@ enum Command {
     Attach(attach::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
+    /// Check and try rules, and change those of a running instance
+    Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
     Doctor(doctor::Args),
 }
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Attach(args) => attach::run(&args),
         Command::Ca(args) => ca::run(&args),
+        Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -5,24 +5,47 @@ use clap::Args;
 
 use super::Failure;
 use crate::{
+    flow::filter::Filter,
     proxy::{Mapping, Routes},
     report::Report,
-    rules::RuleSet,
+    rules::{self, Guard, RuleSet, StopWhen},
     tls::Upstream,
 };
 
+/// JSON keeps numbers exactly up to here.
+const MAX_SEED: u64 = (1 << 53) - 1;
+
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Rewrite matching responses: 'FILTER => STATUS ["reason"] [times N per call]'
+    /// Act on matching attempts: 'FILTER => ACTION [LIMITS]'
     ///
-    /// An example: '~d s3.eu-west-1.amazonaws.com & ~s & ~attempt ..2 => 429'.
-    /// May be given more than once; the first that matches wins.
+    /// Examples: '~svc s3 & ~op PutObject & ~attempt ..2 => s3-slowdown',
+    /// '~d api.example.com => 503 retry-after 2 chance 10%'. May be given more
+    /// than once; the first that matches wins. docs/rules.md tells all of it.
     #[arg(long = "rule", value_name = "RULE")]
     rules: Vec<String>,
 
-    /// Read rules from a TOML file
+    /// Read rules from a TOML or JSON file
     #[arg(long = "rules", value_name = "FILE")]
     rule_files: Vec<PathBuf>,
+
+    /// What chance is drawn from; the report tells it, so that a run can be repeated
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
+    seed: Option<u64>,
+
+    /// Count what rules would do, and do none of it
+    #[arg(long)]
+    dry_run: bool,
+
+    /// No rule acts any more once rules have acted on so many attempts
+    #[arg(long, value_name = "N")]
+    max_injections: Option<u64>,
+
+    /// No rule acts any more once so many attempts have ended like this: 'FILTER > N/TIME'
+    ///
+    /// An example: '~genuine & ~c 500..599 > 10/1m'.
+    #[arg(long, value_name = "CONDITION")]
+    stop_when: Option<String>,
 
     /// Watch this port; may be given more than once
     #[arg(long = "port", value_name = "N", default_value = "443", value_parser = clap::value_parser!(u16).range(1..))]
@@ -71,6 +94,8 @@ pub(super) enum Form {
 #[derive(Debug)]
 pub(super) struct Checked {
     pub(super) rules: RuleSet,
+    pub(super) rule_settings: rules::Settings,
+    pub(super) rule_files: Vec<PathBuf>,
     pub(super) routes: Routes,
     pub(super) upstream: Upstream,
 }
@@ -78,27 +103,19 @@ pub(super) struct Checked {
 impl Options {
     /// Checks everything that can be checked before anything is touched.
     pub(super) fn check(&self) -> Result<Checked, Failure> {
-        let mut files = Vec::new();
-        for path in &self.rule_files {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Failure::usage(format!("cannot read the rules in {} ({error}); check the path", path.display()))
-            })?;
-            files.push((path.clone(), text));
-        }
-        let rules = RuleSet::parse(&self.rules, &files).map_err(|errors| Failure::usage(errors.to_string()))?;
+        let rule_files = self.rule_files.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let rule_files: Vec<PathBuf> = rule_files.collect();
+        let files = super::rules::read(&self.rule_files)?;
+        let rules = RuleSet::parse(&self.rules, &files)?;
+        let stop_when = self.stop_when.as_deref().map(stop_when).transpose()?;
+        let guard = Guard { seed: self.seed, max_injections: self.max_injections, stop_when };
+        let rule_settings = rules::Settings { guard, dry_run: self.dry_run, until: None };
         let mappings = self.map_host.iter().map(|text| Mapping::parse(text)).collect::<Result<Vec<_>, _>>();
         let routes = mappings
             .and_then(|mappings| Routes::new(mappings, &self.intercept, &self.passthrough))
             .map_err(|error| Failure::usage(error.to_string()))?;
         let upstream = Upstream::new(&self.upstream_ca)?;
-        Ok(Checked { rules, routes, upstream })
-    }
-
-    /// What chance is drawn from. Nothing draws yet; the report names it so
-    /// that a run can be told from another.
-    pub(super) fn seed(&self) -> u64 {
-        use std::hash::BuildHasher;
-        std::hash::RandomState::new().hash_one(0) >> 11
+        Ok(Checked { rules, rule_settings, rule_files, routes, upstream })
     }
 
     pub(super) fn render(&self, report: &Report, width: usize, color: bool) -> String {
@@ -107,4 +124,18 @@ impl Options {
             Form::Json => crate::report::json(report),
         }
     }
+}
+
+/// `FILTER > N/TIME`.
+fn stop_when(text: &str) -> Result<StopWhen, Failure> {
+    const FORM: &str = "--stop-when takes a filter and a rate, as in '~genuine & ~c 500..599 > 10/1m'";
+    let wrong = || Failure::usage(format!("`{text}` has no rate at its end; {FORM}"));
+    let (filter, rate) = text.rsplit_once('>').ok_or_else(wrong)?;
+    let (count, per) = rate.trim().split_once('/').ok_or_else(wrong)?;
+    let count = count.trim().parse::<u32>().ok().filter(|count| *count > 0).ok_or_else(wrong)?;
+    let per = per.trim();
+    let per = if per.starts_with(|char: char| char.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
+    let per = humantime::parse_duration(&per).ok().filter(|per| !per.is_zero()).ok_or_else(wrong)?;
+    let filter = Filter::parse(filter).map_err(|error| Failure::usage(error.render(filter).trim_end()))?;
+    Ok(StopWhen { filter, count, per })
 }

@@ -81,6 +81,7 @@ pub(super) fn report_of(
     if finished.hurried {
         notes.push("Connections were still open when the time to finish had passed; they were cut.".into());
     }
+    notes.extend(rule_notes(&finished));
     let mut redirect = serde_json::to_value(finished.redirect).unwrap_or_default();
     if let (Some(redirect), Ok(serde_json::Value::Object(proxy))) =
         (redirect.as_object_mut(), serde_json::to_value(finished.proxy))
@@ -90,16 +91,40 @@ pub(super) fn report_of(
     report::build(
         &finished.snapshot,
         &Meta {
-            seed: options.seed(),
+            seed: finished.guard.seed,
             started: finished.started,
             ended: finished.ended,
             command,
             ports: options.ports.clone(),
-            rules: finished.rules,
+            rules: finished.rules.into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
             redirect,
             notes,
         },
     )
+}
+
+/// What there is to say of the rules besides their hits.
+fn rule_notes(finished: &Finished) -> Vec<String> {
+    let mut notes = Vec::new();
+    if finished.guard.dry_run && !finished.rules.is_empty() {
+        notes.push("A dry run: hits are what rules would have done; nothing was done.".into());
+    }
+    if let Some(why) = &finished.guard.stopped {
+        notes.push(format!("Rules stopped acting: {why}."));
+    }
+    for rule in finished.rules.iter().filter(|rule| rule.failed > 0) {
+        notes.push(format!(
+            "Rule \"{}\" could not act {} times: the body was no JSON, too long, too slow, or in an unknown coding.",
+            rule.name, rule.failed
+        ));
+    }
+    let forgotten = finished.guard.forgotten + finished.rules.iter().map(|rule| rule.forgotten).sum::<u64>();
+    if forgotten > 0 {
+        notes.push(format!(
+            "Rules forgot {forgotten} calls or processes before their time, and may have acted on them anew."
+        ));
+    }
+    notes
 }
 
 /// Columns of the terminal on standard error.

@@ -54,6 +54,10 @@ pub(super) struct Args {
     #[arg(long)]
     no_mount: bool,
 
+    /// Rules act for this long, as in 30s, 10m, 2h; then everything passes
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+
     /// Run the command as this user [default: the user who called sudo]
     #[arg(long, value_name = "NAME|UID[:GID]")]
     user: Option<String>,
@@ -150,8 +154,15 @@ impl Job {
         let fault = |error: std::io::Error| Failure::new(70, format!("cannot run the command's launcher ({error})"));
         let scene = Scene::set()?;
         tracing::debug!("the scene is set");
-        let Job { args: Args { options, no_mount, command, .. }, checked, who, environment, cwd, program, authority } =
-            self;
+        let Job {
+            args: Args { options, no_mount, command, duration: rules_for, .. },
+            checked,
+            who,
+            environment,
+            cwd,
+            program,
+            authority,
+        } = self;
         let mut launcher = Launcher::start(&scene.target).map_err(fault)?;
         let pid = Pid::from_raw(launcher.child.id().cast_signed());
         process::raise_file_limit();
@@ -182,6 +193,11 @@ impl Job {
             let settings = Settings {
                 ports: options.ports.clone(),
                 rules: checked.rules,
+                rule_settings: checked.rule_settings,
+                rule_files: checked.rule_files,
+                rules_for,
+                folder: scene.folder.clone(),
+                target: command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
                 routes: checked.routes,
                 upstream: checked.upstream,
                 authority: Arc::new(authority),

@@ -5,8 +5,10 @@
 //! Out: [`Attempt`], the one record that rules, the ledger and every view
 //! share. Nothing here does I/O or reads a clock.
 pub mod aws;
+pub mod content;
 pub mod filter;
 mod headers;
+pub mod record;
 
 use std::{
     fmt,
@@ -15,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 pub use headers::Headers;
 
 use crate::process::Process;
@@ -161,11 +164,32 @@ pub struct Response {
     pub headers: Headers,
 }
 
-/// What the client was told in place of the genuine status.
+/// What a rule made of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Injected {
-    pub status: u16,
+    /// What the client was told; it may be the genuine status, where only
+    /// headers or the body were changed. `None`: broken off before one.
+    pub status: Option<u16>,
+    /// How it was broken off, as rules name it (`reset`, `truncate`).
+    pub abort: Option<&'static str>,
     pub rule: Arc<str>,
+}
+
+/// The longest body that is kept for filters and merge patches, in bytes.
+pub const MAX_CONTENT: usize = 1 << 20;
+
+/// A body, as far as somebody asked for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Nobody asked.
+    #[default]
+    Unread,
+    /// Without transfer coding, trailers left out; content codings (gzip) are
+    /// still on it.
+    Whole(Bytes),
+    /// Longer than [`MAX_CONTENT`], or not there in time: filters that look
+    /// at it do not match.
+    Beyond,
 }
 
 /// Why an attempt has no response, or only part of one. The names are those
@@ -208,6 +232,8 @@ impl fmt::Display for Failure {
 pub struct Attempt {
     pub connection: ConnectionId,
     pub process: Arc<Process>,
+    /// The client's own end of the connection.
+    pub client: SocketAddr,
     pub origin: SocketAddr,
     pub protocol: Protocol,
     pub request: Request,
@@ -216,8 +242,15 @@ pub struct Attempt {
     pub started: Moment,
     /// As the upstream answered.
     pub response: Option<Response>,
+    /// Read only where rules ask for them.
+    pub request_content: Content,
+    pub response_content: Content,
+    /// What stands for the call where chance is drawn; 0 where nothing draws.
+    pub call_key: u64,
     /// Set where a rule changed what the client saw.
     pub injected: Option<Injected>,
+    /// How long rules have held it up.
+    pub held: Duration,
     pub failure: Option<Failure>,
     pub ended: Option<Moment>,
     /// Body bytes, as framed by HTTP (after transfer coding is removed on
@@ -229,6 +262,9 @@ pub struct Attempt {
 impl Attempt {
     /// The status that the client saw.
     pub fn status(&self) -> Option<u16> {
-        self.injected.as_ref().map(|told| told.status).or(self.response.as_ref().map(|response| response.status))
+        match &self.injected {
+            Some(told) => told.status,
+            None => self.response.as_ref().map(|response| response.status),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! one shared [`Process`] per (pid, start time), so that a recycled pid is
 //! another process. Facts that could no longer be read (the process was gone
 //! before we looked) fall back to what the kernel recorded.
+mod cgroups;
 pub mod janitor;
 pub mod launch;
 mod table;
@@ -17,6 +18,7 @@ use std::{
 use serde::Serialize;
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub use cgroups::{container, unit};
 pub use table::ProcessTable;
 
 /// Lets the runtime wait for a descriptor to turn readable.

@@ -14,6 +14,7 @@ use tokio::{
     net::TcpStream,
     sync::watch,
 };
+use tokio_rustls::server::TlsStream;
 
 use super::{
     Proxy,
@@ -52,7 +53,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
     // Only a socket that is gone already refuses.
     let _ = client.set_nodelay(true);
     let process = proxy.processes.of(&redirected.owner);
-    let visit = Visit { proxy, process, origin: redirected.origin };
+    let Ok(address) = client.peer_addr() else { return };
+    let visit = Visit { proxy, process, client: address, origin: redirected.origin };
 
     let mut first = BytesMut::new();
     let mut early = None;
@@ -65,6 +67,27 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         Class::Opaque => visit.tunnel(client, None, &first, early, "not TLS").await,
         Class::Hello(hello) => visit.greeted(client, *hello, &first, early, drain).await,
     }
+}
+
+/// Ends a session with a fatal alert. TLS libraries send one only for a reason,
+/// so the session is handed a record that nobody can have sealed.
+async fn alert(client: &mut TlsStream<TcpStream>) {
+    // Long enough to complete whatever record is half there.
+    let mut broken = vec![0; 5 + 18 * 1024];
+    broken[..5].copy_from_slice(&[0x17, 3, 3, 0, 0x20]);
+    let mut broken: &[u8] = &broken;
+    let (_, session) = client.get_mut();
+    while !broken.is_empty() && session.read_tls(&mut broken).is_ok() && session.process_new_packets().is_ok() {}
+    // Past its failure the session sends nothing by itself.
+    let mut last = Vec::new();
+    while session.wants_write() && session.write_tls(&mut last).is_ok() {}
+    let (socket, _) = client.get_mut();
+    let _ = socket.write_all(&last).await;
+    let _ = socket.shutdown().await;
+    // Unread bytes would turn the close into a reset, and that could overtake
+    // the alert.
+    let mut rest = [0; 4096];
+    while matches!(socket.read(&mut rest).await, Ok(1..)) {}
 }
 
 /// Ends when the client has closed its side, or lost it.
@@ -80,6 +103,7 @@ async fn left(client: &TcpStream) {
 struct Visit<'a> {
     proxy: &'a Arc<Proxy>,
     process: Arc<Process>,
+    client: SocketAddr,
     origin: SocketAddr,
 }
 
@@ -211,6 +235,7 @@ impl Visit<'_> {
         let peer = Peer {
             connection: proxy.account.next_connection(),
             process: Arc::clone(&self.process),
+            client: self.client,
             origin: self.origin,
             name,
         };
@@ -226,6 +251,9 @@ impl Visit<'_> {
                 let _ = tokio::time::timeout(GOODBYE, goodbyes).await;
             }
             End::Cut => {}
+            End::Alert => {
+                let _ = tokio::time::timeout(GOODBYE, alert(&mut client)).await;
+            }
             End::Reset => {
                 failure::reset_on_close(client.get_ref().0);
                 failure::reset_on_close(upstream.get_ref().0);

@@ -9,19 +9,20 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use crate::{
-    flow::{self, Attempt, Clock, ConnectionId, Failure, Injected, Protocol, Request, Response},
+    flow::{self, Attempt, Clock, ConnectionId, Content, Failure, Injected, Protocol, Request, Response},
     process::Process,
     retry::{self, Ledger},
-    rules::{Decision, RuleSet, RuleState},
+    rules::{Abort, Active, Phase, Progress, Rules, Ruling},
 };
 
 /// Names the rule that rewrote a response.
 pub(super) const RULE_HEADER: &str = "x-retryscope-rule";
 /// How much of a body is looked at to name an operation.
-const MAX_BODY_START: usize = 8 * 1024;
+pub(super) const MAX_BODY_START: usize = 8 * 1024;
 
 /// Whether a response field belies the error that a rule makes of a success:
 /// S3 sends an object's checksum with the object alone, and botocore, which
@@ -36,15 +37,14 @@ pub(super) fn belies(field: &[u8], status: u16) -> bool {
 #[derive(Debug)]
 pub struct Account {
     pub clock: Clock,
-    pub rules: RuleSet,
-    pub rule_state: RuleState,
+    pub rules: Rules,
     ledger: Mutex<Ledger>,
     connections: AtomicU64,
 }
 
 impl Account {
-    pub fn new(clock: Clock, rules: RuleSet, rule_state: RuleState, ledger: Ledger) -> Self {
-        Self { clock, rules, rule_state, ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
+    pub fn new(clock: Clock, rules: Rules, ledger: Ledger) -> Self {
+        Self { clock, rules, ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
     }
 
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -61,6 +61,7 @@ impl Account {
 pub(super) struct Peer {
     pub(super) connection: ConnectionId,
     pub(super) process: Arc<Process>,
+    pub(super) client: SocketAddr,
     pub(super) origin: SocketAddr,
     /// The name asked for in the handshake, or the origin's address.
     pub(super) name: Arc<str>,
@@ -69,8 +70,13 @@ pub(super) struct Peer {
 #[derive(Debug)]
 pub(super) struct Exchange {
     account: Arc<Account>,
+    /// In force when the attempt began.
+    rules: Arc<Active>,
+    progress: Progress,
     attempt: Attempt,
     body_start: Option<Vec<u8>>,
+    /// The request's body has been taken in where the upstream never sees it.
+    pub(super) body_taken: bool,
     ended: bool,
 }
 
@@ -80,9 +86,10 @@ impl Exchange {
         let started = account.clock.now();
         let link = account.ledger().begin(&peer.process, signal.as_ref(), started);
         let body_start = flow::aws::needs_body(&request).then(Vec::new);
-        let attempt = Attempt {
+        let mut attempt = Attempt {
             connection: peer.connection,
             process: Arc::clone(&peer.process),
+            client: peer.client,
             origin: peer.origin,
             protocol,
             operation: flow::aws::name(&request, None),
@@ -90,13 +97,20 @@ impl Exchange {
             link,
             started,
             response: None,
+            request_content: Content::Unread,
+            response_content: Content::Unread,
+            call_key: 0,
             injected: None,
+            held: Duration::ZERO,
             failure: None,
             ended: None,
             sent: 0,
             received: 0,
         };
-        Self { account: Arc::clone(account), attempt, body_start, ended: false }
+        let rules = account.rules.load();
+        attempt.call_key = rules.call_key(&attempt);
+        let progress = Progress::default();
+        Self { account: Arc::clone(account), rules, progress, attempt, body_start, body_taken: false, ended: false }
     }
 
     pub(super) fn method(&self) -> &Arc<str> {
@@ -120,16 +134,73 @@ impl Exchange {
         }
     }
 
-    /// The upstream's final response; tells what the client is to see in its
-    /// place, if anything.
-    pub(super) fn responded(&mut self, response: Response) -> Option<Decision> {
+    /// The upstream's final response has come.
+    pub(super) fn responded(&mut self, response: Response) {
         self.attempt.response = Some(response);
-        if self.account.rules.is_empty() {
+    }
+
+    /// The body has to be read before rules can decide in this phase.
+    pub(super) fn wants_body(&self, phase: Phase) -> bool {
+        !self.rules.is_idle() && self.rules.wants_body(phase, &self.attempt, self.progress)
+    }
+
+    /// A body, read because rules wanted it.
+    pub(super) fn read(&mut self, phase: Phase, content: Content) {
+        match phase {
+            Phase::Request => self.attempt.request_content = content,
+            Phase::Response => self.attempt.response_content = content,
+        }
+    }
+
+    /// What rules make of the attempt now. Asked once in each phase.
+    pub(super) fn ruling(&mut self, phase: Phase) -> Option<Ruling> {
+        if self.rules.is_idle() {
             return None;
         }
-        let decision = self.account.rules.decide(&self.attempt, &self.account.rule_state)?;
-        self.attempt.injected = Some(Injected { status: decision.status, rule: Arc::clone(&decision.rule) });
-        Some(decision)
+        let ruling = self.rules.rule(phase, &self.attempt, &mut self.progress, self.account.clock.now())?;
+        if ruling.reply.is_some() || ruling.abort.is_some() {
+            self.attempt.injected = Some(Injected {
+                status: ruling.reply.as_ref().map(|reply| reply.status),
+                abort: ruling.abort.map(Abort::name),
+                rule: Arc::clone(&ruling.rule),
+            });
+        }
+        Some(ruling)
+    }
+
+    /// A wait that rules impose.
+    pub(super) fn hold(&mut self, time: Duration) -> impl Future<Output = ()> + use<> {
+        self.attempt.held += time;
+        async move {
+            if !time.is_zero() {
+                tokio::time::sleep(time).await;
+            }
+        }
+    }
+
+    /// Rules are there that may ask for the operation's name, and only the
+    /// start of the request's body tells it.
+    pub(super) fn wants_start(&self) -> bool {
+        self.body_start.is_some() && !self.rules.is_idle()
+    }
+
+    /// The start of the request's body, before it is on its way.
+    pub(super) fn start(&mut self, content: &[u8]) {
+        let start = &content[..content.len().min(MAX_BODY_START)];
+        self.attempt.operation = flow::aws::name(&self.attempt.request, Some(start));
+        self.body_start = None;
+    }
+
+    pub(super) fn request(&self) -> &Request {
+        &self.attempt.request
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.attempt.protocol
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.ended
     }
 
     /// Body bytes on their way to the client.
@@ -144,8 +215,10 @@ impl Exchange {
         }
         self.ended = true;
         self.attempt.failure = failure;
-        self.attempt.ended = Some(self.account.clock.now());
+        let now = self.account.clock.now();
+        self.attempt.ended = Some(now);
         self.account.ledger().finish(&self.attempt);
+        self.account.rules.ended(&self.attempt, now);
         tracing::debug!(
             pid = self.attempt.process.key.pid,
             method = &*self.attempt.request.method,
@@ -156,6 +229,14 @@ impl Exchange {
             failure = failure.map(Failure::name),
             "attempt"
         );
+    }
+}
+
+/// Neither an answer nor an end, for this time or for ever.
+pub(super) async fn stall(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,10 +7,12 @@
 //! that back-pressure is the peers' own. All of a connection's streams live
 //! in its one task.
 use std::{
+    collections::VecDeque,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::Poll,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -23,11 +25,14 @@ use tokio::{
 };
 
 use super::{
-    exchange::{Account, Exchange, Peer, RULE_HEADER, belies, lock},
+    exchange::{Account, Exchange, MAX_BODY_START, Peer, RULE_HEADER, belies, lock, stall},
     failure,
     h1::{End, intern},
 };
-use crate::flow::{Failure, Headers, Protocol, Request, Response};
+use crate::{
+    flow::{Content, Failure, Headers, MAX_CONTENT, Protocol, Request, Response},
+    rules::{Abort, Field, Phase, Reply, Ruling, describes_body},
+};
 
 /// What a stream may have under way before its receiver has taken it. On a
 /// fast link with a long way a smaller window would be felt.
@@ -36,6 +41,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Frames of ours; the protocol's least and everybody's default.
 const FRAME: u32 = 16 * 1024;
+/// How long a body is waited for that somebody wants to see whole.
+const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// Resets a client may have under way: the upstream is the one to call it
 /// abuse, so this is far above what servers allow.
 const MAX_RESETS: usize = 4096;
@@ -129,7 +136,11 @@ where
                 return Poll::Ready(Turn::UpstreamEnded(end));
             }
             loop {
-                while let Poll::Ready(Some(())) = streams.poll_next_unpin(context) {}
+                while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(context) {
+                    if let Some(broken) = ended {
+                        return Poll::Ready(Turn::Break(broken));
+                    }
+                }
                 let mut accepted = false;
                 while let Poll::Ready(next) = server.poll_accept(context) {
                     match next {
@@ -171,7 +182,11 @@ where
             Poll::Pending
         });
         match turn.await {
-            Turn::Over(end) => return end,
+            Turn::Over(end) | Turn::Break(Break::End(end)) => return end,
+            Turn::Break(Break::GoAway(reason)) => {
+                server.abrupt_shutdown(reason);
+                (accepting, aborted) = (false, true);
+            }
             Turn::UpstreamEnded(end) => upstream_end = Some(end),
             Turn::Settled => {}
             Turn::Goodbye => {
@@ -203,8 +218,16 @@ async fn send_out<C: AsyncRead + AsyncWrite + Unpin>(server: &mut server::Connec
     .await;
 }
 
+/// How a rule ends the whole connection.
+#[derive(Clone, Copy, Debug)]
+enum Break {
+    End(End),
+    GoAway(Reason),
+}
+
 /// What a connection does next.
 enum Turn {
+    Break(Break),
     Over(End),
     UpstreamEnded(Result<(), h2::Error>),
     /// The upstream wants no more requests; those under way may finish.
@@ -215,11 +238,11 @@ enum Turn {
 }
 
 /// Lets the streams see the failure that their connection has met.
-async fn finish_streams<F: Future<Output = ()>>(streams: &mut FuturesUnordered<F>) {
+async fn finish_streams<F: Future<Output = Option<Break>>>(streams: &mut FuturesUnordered<F>) {
     // Each ends at its next step, since both of its halves now fail; whoever
     // would not is cancelled by being dropped.
     poll_fn(|context| {
-        while let Poll::Ready(Some(())) = streams.poll_next_unpin(context) {}
+        while let Poll::Ready(Some(_)) = streams.poll_next_unpin(context) {}
         Poll::Ready(())
     })
     .await;
@@ -253,14 +276,38 @@ async fn stream(
     request: http::Request<RecvStream>,
     mut respond: server::SendResponse<Bytes>,
     sender: client::SendRequest<Bytes>,
-    exchange: Exchange,
+    mut exchange: Exchange,
     peer: &Peer,
-) {
+) -> Option<Break> {
     let (mut parts, mut request_body) = request.into_parts();
     name_authority(&mut parts, peer);
+    let mut ahead = Ahead::default();
+    let expects = parts.headers.contains_key(http::header::EXPECT);
+    if exchange.wants_start() && !expects {
+        ahead.read(&mut request_body, MAX_BODY_START).await;
+        exchange.start(&ahead.content());
+    }
+    if exchange.wants_body(Phase::Request) {
+        if !expects {
+            ahead.read(&mut request_body, MAX_CONTENT).await;
+        }
+        let whole = request_body.is_end_stream() || ahead.ended;
+        exchange.read(Phase::Request, if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond });
+    }
+    let ruling = exchange.ruling(Phase::Request);
     let exchange = Mutex::new(exchange);
+    if let Some(ruling) = ruling {
+        let hold = lock(&exchange).hold(ruling.delay);
+        tokio::select! {
+            () = hold => {}
+            _ = poll_fn(|context| respond.poll_reset(context)) => return None,
+        }
+        if ruling.reply.is_some() || ruling.abort.is_some() {
+            return told(&ruling, respond, request_body, ahead, expects, &exchange).await;
+        }
+    }
     let method = parts.method.clone();
-    let bodiless = request_body.is_end_stream();
+    let bodiless = request_body.is_end_stream() && ahead.is_empty();
 
     let sent = match sender.ready().await {
         Ok(mut sender) => sender.send_request(http::Request::from_parts(parts, ()), bodiless),
@@ -275,22 +322,228 @@ async fn stream(
             let unspeakable = !error.is_io() && !error.is_go_away() && error.reason().is_none();
             let refused = if unspeakable { Reason::PROTOCOL_ERROR } else { Reason::REFUSED_STREAM };
             respond.send_reset(error.reason().filter(|_| !error.is_go_away()).unwrap_or(refused));
-            return;
+            return None;
         }
     };
     let over = {
         let upload = Upload {
             running: !bodiless,
-            body: pin!(pass(&mut request_body, &mut upstream_body, |bytes, _| lock(&exchange).sent(bytes))),
+            body: pin!(pass(ahead, &mut request_body, &mut upstream_body, |bytes, _| lock(&exchange).sent(bytes))),
         };
         pass_response(respond, response, upload, &exchange, &method).await
     };
     match over {
-        Over::Done => {}
+        Over::Done => None,
         Over::ClientGone(reason) => {
             upstream_body.send_reset(reason);
             lock(&exchange).end(Some(Failure::Cancelled));
+            None
         }
+        Over::Broken(broken) => {
+            upstream_body.send_reset(Reason::CANCEL);
+            broken
+        }
+    }
+}
+
+/// A body as far as it was read before it was passed on.
+#[derive(Debug, Default)]
+struct Ahead {
+    parts: VecDeque<Bytes>,
+    length: usize,
+    /// The body's data is there whole; trailers may follow.
+    ended: bool,
+}
+
+impl Ahead {
+    /// Reads until the body's end, past `limit`, or for as long as patience
+    /// lasts. A failure is met again by whoever reads on.
+    async fn read(&mut self, from: &mut RecvStream, limit: usize) {
+        let all = async {
+            // Not given back to the window before it is passed on.
+            while self.length <= limit.min(STREAM_WINDOW as usize - 1) && !self.ended {
+                match from.data().await {
+                    Some(Ok(data)) => {
+                        self.length += data.len();
+                        self.parts.push_back(data);
+                        self.ended = from.is_end_stream();
+                    }
+                    Some(Err(_)) => return,
+                    None => self.ended = true,
+                }
+            }
+        };
+        // Late: whoever wanted to see it does not.
+        let _ = tokio::time::timeout(BODY_PATIENCE, all).await;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut content = Vec::with_capacity(self.length);
+        self.parts.iter().for_each(|part| content.extend_from_slice(part));
+        content
+    }
+}
+
+/// Answers in the upstream's place, or breaks off.
+async fn told(
+    ruling: &Ruling,
+    mut respond: server::SendResponse<Bytes>,
+    mut body: RecvStream,
+    ahead: Ahead,
+    expects: bool,
+    exchange: &Mutex<Exchange>,
+) -> Option<Break> {
+    {
+        let mut exchange = lock(exchange);
+        ahead.parts.iter().for_each(|part| exchange.sent(part));
+    }
+    let _ = body.flow_control().release_capacity(ahead.length);
+    drop(ahead);
+    let Some(reply) = &ruling.reply else {
+        let abort = ruling.abort?;
+        return break_off(abort, &mut respond, exchange).await;
+    };
+    if reply.continue_then {
+        if expects {
+            let mut interim = http::Response::new(());
+            *interim.status_mut() = StatusCode::CONTINUE;
+            // A client that is gone is noticed below.
+            let _ = respond.send_informational(interim);
+        }
+        take_in(&mut body, exchange).await;
+    }
+    let mut head = http::Response::new(());
+    *head.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
+    if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())) {
+        head.headers_mut().insert(http::header::DATE, date);
+    }
+    edit(head.headers_mut(), reply, &ruling.rule);
+    let to_head = &**lock(exchange).method() == "HEAD";
+    let content = reply.body.clone().unwrap_or_default();
+    if !to_head && !matches!(reply.status, 204 | 304) && !content.is_empty() {
+        head.headers_mut().insert(http::header::CONTENT_LENGTH, content.len().into());
+    }
+    let content = if to_head || matches!(reply.status, 204 | 304) { Bytes::new() } else { content };
+    let sent = tell(&mut respond, head, content, ruling.abort, exchange).await;
+    if sent {
+        // The client may go on sending; it is heard out.
+        take_in(&mut body, exchange).await;
+    }
+    None
+}
+
+/// Reads a body that goes nowhere.
+async fn take_in(body: &mut RecvStream, exchange: &Mutex<Exchange>) {
+    while let Some(Ok(data)) = body.data().await {
+        lock(exchange).sent(&data);
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+}
+
+/// Sends a whole response of a rule's. False if the client is gone, or was cut
+/// off.
+async fn tell(
+    respond: &mut server::SendResponse<Bytes>,
+    head: http::Response<()>,
+    mut content: Bytes,
+    abort: Option<Abort>,
+    exchange: &Mutex<Exchange>,
+) -> bool {
+    let mut cut = false;
+    if let Some(Abort::Truncate(after)) = abort {
+        let after = usize::try_from(after).unwrap_or(usize::MAX);
+        cut = after < content.len();
+        content.truncate(after);
+    }
+    {
+        let mut exchange = lock(exchange);
+        exchange.received(content.len());
+        // The client may ask again as soon as it has this.
+        exchange.end(None);
+    }
+    let ends = content.is_empty() && !cut;
+    let Ok(mut body) = respond.send_response(head, ends) else { return false };
+    if !ends && send(&mut body, content, !cut).await.is_err() {
+        return false;
+    }
+    if cut {
+        flushed().await;
+        body.send_reset(Reason::INTERNAL_ERROR);
+    }
+    !cut
+}
+
+/// How a rule's abort ends a stream, or its connection.
+async fn break_off(
+    abort: Abort,
+    respond: &mut server::SendResponse<Bytes>,
+    exchange: &Mutex<Exchange>,
+) -> Option<Break> {
+    let (broken, reset, failure) = match abort {
+        Abort::Reset => (Some(Break::End(End::Reset)), None, Failure::Reset),
+        Abort::Close => (Some(Break::End(End::Closed)), None, Failure::Closed),
+        Abort::TlsAlert => (Some(Break::End(End::Alert)), None, Failure::Closed),
+        Abort::GoAway(code) => (Some(Break::GoAway(Reason::from(code))), None, Failure::Closed),
+        Abort::RefusedStream => (None, Some(Reason::REFUSED_STREAM), Failure::Reset),
+        Abort::RstStream(code) => (None, Some(Reason::from(code)), Failure::Reset),
+        Abort::Truncate(_) => (None, Some(Reason::INTERNAL_ERROR), Failure::Closed),
+        Abort::Stall(time) => {
+            tokio::select! {
+                () = stall(time) => {}
+                _ = poll_fn(|context| respond.poll_reset(context)) => {}
+            }
+            (None, Some(Reason::CANCEL), Failure::TimedOut)
+        }
+    };
+    lock(exchange).end(Some(failure));
+    if let Some(reason) = reset {
+        respond.send_reset(reason);
+    }
+    broken
+}
+
+/// A rule's changes to a head.
+fn edit(headers: &mut HeaderMap, reply: &Reply, rule: &str) {
+    let mut unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str().as_bytes();
+            belies(name, reply.status) || (reply.body.is_some() && describes_body(name))
+        })
+        .cloned()
+        .collect();
+    // HTTP/2 has no such field (RFC 9113 §8.2.2).
+    unwanted.push(http::header::CONNECTION);
+    for field in &reply.headers {
+        let (name, value, add) = match field {
+            Field::Set(name, value) => (name, Some(value), false),
+            Field::Add(name, value) => (name, Some(value), true),
+            Field::Remove(name) => (name, None, false),
+        };
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+        if !add
+            && let Some(at) = unwanted.iter().position(|it| *it == name)
+            && name != http::header::CONNECTION
+        {
+            unwanted.swap_remove(at);
+            headers.remove(&name);
+        }
+        match value.map(|value| HeaderValue::from_str(value)) {
+            Some(Ok(value)) if add => drop(headers.append(name, value)),
+            Some(Ok(value)) => drop(headers.insert(name, value)),
+            Some(Err(_)) => {}
+            None => drop(headers.remove(&name)),
+        }
+    }
+    for name in unwanted {
+        headers.remove(name);
+    }
+    if let Ok(rule) = HeaderValue::from_str(rule) {
+        headers.append(HeaderName::from_static(RULE_HEADER), rule);
     }
 }
 
@@ -305,6 +558,8 @@ enum Over {
     /// It was passed whole, or its failure was.
     Done,
     ClientGone(Reason),
+    /// A rule broke it off.
+    Broken(Option<Break>),
 }
 
 /// Passes what comes down, while the request's body goes up.
@@ -352,33 +607,76 @@ async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     };
 
     let (mut parts, mut response_body) = head.into_parts();
-    let decision = lock(exchange).responded(Response {
-        status: parts.status.as_u16(),
-        reason: String::new(),
-        headers: fields(&parts.headers),
-    });
+    let wants_body = {
+        let mut exchange = lock(exchange);
+        exchange.responded(Response {
+            status: parts.status.as_u16(),
+            reason: String::new(),
+            headers: fields(&parts.headers),
+        });
+        exchange.wants_body(Phase::Response)
+    };
+    let mut ahead = Ahead::default();
+    if wants_body {
+        beside(&mut upload, ahead.read(&mut response_body, MAX_CONTENT)).await;
+        let whole = ahead.ended || response_body.is_end_stream();
+        let content = if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond };
+        lock(exchange).read(Phase::Response, content);
+    }
+    let ruling = lock(exchange).ruling(Phase::Response);
     let mut keep_body = true;
-    if let Some(decision) = &decision {
+    let mut cut = None;
+    if let Some(ruling) = &ruling {
+        let hold = lock(exchange).hold(ruling.delay);
+        let mut hold = pin!(beside(&mut upload, hold));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut hold => break,
+                reset = poll_fn(|context| respond.poll_reset(context)), if resets_told => match reset {
+                    Ok(reason) => return Over::ClientGone(reason),
+                    Err(_) => resets_told = false,
+                },
+            }
+        }
+        match ruling.abort {
+            Some(Abort::Truncate(after)) => cut = Some(usize::try_from(after).unwrap_or(usize::MAX)),
+            Some(abort) => {
+                return Over::Broken(break_off(abort, &mut respond, exchange).await);
+            }
+            None => {}
+        }
+    }
+    if let Some((ruling, reply)) = ruling.as_ref().and_then(|ruling| Some((ruling, ruling.reply.as_ref()?))) {
         // A status that a rule may give is a valid one.
-        parts.status = StatusCode::from_u16(decision.status).unwrap_or(parts.status);
-        if let Ok(name) = HeaderValue::from_str(&decision.rule) {
-            parts.headers.append(HeaderName::from_static(RULE_HEADER), name);
+        parts.status = StatusCode::from_u16(reply.status).unwrap_or(parts.status);
+        let empty = response_body.is_end_stream() && ahead.is_empty();
+        edit(&mut parts.headers, reply, &ruling.rule);
+        if let Some(content) = &reply.body {
+            let silent = *method == Method::HEAD || matches!(reply.status, 204 | 304);
+            let content = if silent { Bytes::new() } else { content.clone() };
+            if !silent {
+                parts.headers.insert(http::header::CONTENT_LENGTH, content.len().into());
+            }
+            let head = http::Response::from_parts(parts, ());
+            let told = tell(&mut respond, head, content, ruling.abort, exchange).await;
+            // The genuine body is let go of, and with it the upstream's
+            // stream; what the client still sends is heard out first.
+            if told && upload.running {
+                let _ = upload.body.await;
+            }
+            return Over::Broken(None);
         }
-        let belying: Vec<HeaderName> =
-            parts.headers.keys().filter(|name| belies(name.as_str().as_bytes(), decision.status)).cloned().collect();
-        for name in belying {
-            parts.headers.remove(name);
-        }
-        if response_body.is_end_stream() && *method != Method::HEAD {
+        if empty && *method != Method::HEAD {
             // A 304 may tell a length that no other bodiless status may.
             parts.headers.remove(http::header::CONTENT_LENGTH);
         }
-        if matches!(decision.status, 204 | 304) && *method != Method::HEAD {
+        if matches!(reply.status, 204 | 304) && *method != Method::HEAD {
             parts.headers.remove(http::header::CONTENT_LENGTH);
             keep_body = false;
         }
     }
-    let ends = response_body.is_end_stream() || !keep_body;
+    let ends = (response_body.is_end_stream() && ahead.is_empty()) || !keep_body;
     if ends {
         // The client may ask again as soon as it has this.
         lock(exchange).end(None);
@@ -389,8 +687,11 @@ async fn pass_response<F: Future<Output = Result<(), Cut>>>(
 
     let outcome = {
         let mut download = pin!(async {
-            if keep_body && !ends {
-                pass(&mut response_body, &mut client_body, |bytes, last| {
+            if let Some(cut) = cut.filter(|_| keep_body && !ends) {
+                pass_cut(ahead, &mut response_body, &mut client_body, cut, |length| lock(exchange).received(length))
+                    .await
+            } else if keep_body && !ends {
+                pass(ahead, &mut response_body, &mut client_body, |bytes, last| {
                     let mut exchange = lock(exchange);
                     exchange.received(bytes.len());
                     if last {
@@ -471,7 +772,22 @@ fn reason_for(error: &h2::Error) -> Reason {
 
 /// Passes a body and its trailers, no faster than `to` takes them. `seen` is
 /// told of bytes before they are sent, and of the last ones that they are.
-async fn pass(from: &mut RecvStream, to: &mut SendStream<Bytes>, mut seen: impl FnMut(&[u8], bool)) -> Result<(), Cut> {
+async fn pass(
+    mut ahead: Ahead,
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    mut seen: impl FnMut(&[u8], bool),
+) -> Result<(), Cut> {
+    while let Some(data) = ahead.parts.pop_front() {
+        let last = ahead.is_empty() && from.is_end_stream();
+        let length = data.len();
+        seen(&data, last);
+        send(to, data, last).await?;
+        let _ = from.flow_control().release_capacity(length);
+        if last {
+            return Ok(());
+        }
+    }
     loop {
         let data = tokio::select! {
             data = from.data() => data,
@@ -506,6 +822,52 @@ async fn pass(from: &mut RecvStream, to: &mut SendStream<Bytes>, mut seen: impl 
         Ok(Some(trailers)) => to.send_trailers(trailers).map_err(|error| Cut::Sink(reason_for(&error))),
         Ok(None) => to.send_data(Bytes::new(), true).map_err(|error| Cut::Sink(reason_for(&error))),
         Err(error) => Err(Cut::Source(reason_for(&error))),
+    }
+}
+
+/// Passes the start of a body and breaks the stream off after it; a shorter
+/// body passes whole.
+async fn pass_cut(
+    mut ahead: Ahead,
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    mut left: usize,
+    mut seen: impl FnMut(usize),
+) -> Result<(), Cut> {
+    loop {
+        let mut data = match ahead.parts.pop_front() {
+            Some(data) => data,
+            None => match from.data().await {
+                Some(Ok(data)) => data,
+                Some(Err(error)) => return Err(Cut::Source(reason_for(&error))),
+                None => return pass(ahead, from, to, |_, _| ()).await,
+            },
+        };
+        let length = data.len();
+        let whole = length <= left && ahead.is_empty() && from.is_end_stream();
+        data.truncate(left);
+        left -= data.len();
+        seen(data.len());
+        send(to, data, whole).await?;
+        let _ = from.flow_control().release_capacity(length);
+        if whole {
+            return Ok(());
+        }
+        if left == 0 {
+            return Err(Cut::Source(Reason::INTERNAL_ERROR));
+        }
+    }
+}
+
+/// Waits for `what`, while the upload goes on.
+async fn beside<F: Future<Output = Result<(), Cut>>>(upload: &mut Upload<'_, F>, what: impl Future<Output = ()>) {
+    let mut what = pin!(what);
+    loop {
+        tokio::select! {
+            () = &mut what => return,
+            // Its failure is the response's to show.
+            _ = &mut upload.body, if upload.running => upload.running = false,
+        }
     }
 }
 

@@ -119,6 +119,7 @@ fn counts(tally: &Tally) -> CountsEntry {
         retries_exact: tally.retries_exact,
         retries_inferred: tally.retries_inferred,
         give_ups: tally.give_ups,
+        held_ms: ms(tally.held),
         backoff: BackoffEntry {
             count: tally.backoff.count,
             total_ms: ms(tally.backoff.total),
@@ -138,6 +139,7 @@ fn outcomes(tally: &Tally) -> OutcomesEntry {
         statuses: named(&tally.statuses, status),
         injected: named(&tally.injected, status),
         replaced: named(&tally.replaced, status),
+        aborted: named(&tally.aborted, str::to_owned),
         errors: named(&tally.errors, str::to_owned),
     }
 }

@@ -6,6 +6,7 @@
 //! input: order is fixed here, nothing reads a clock.
 mod build;
 mod text;
+pub mod trial;
 mod words;
 
 #[cfg(test)]
@@ -133,10 +134,14 @@ pub struct CountsEntry {
     pub retries_exact: u64,
     pub retries_inferred: u64,
     pub give_ups: u64,
+    /// How long rules have held attempts up.
+    #[serde(default)]
+    pub held_ms: f64,
     pub backoff: BackoffEntry,
 }
 
-/// Every attempt is in exactly one of `statuses`, `injected` and `errors`.
+/// Every attempt is in exactly one of `statuses`, `injected`, `aborted` and
+/// `errors`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OutcomesEntry {
     /// Told as the upstream gave them.
@@ -145,6 +150,9 @@ pub struct OutcomesEntry {
     pub injected: BTreeMap<String, u64>,
     /// The upstream's statuses beneath `injected`.
     pub replaced: BTreeMap<String, u64>,
+    /// Broken off by a rule.
+    #[serde(default)]
+    pub aborted: BTreeMap<String, u64>,
     /// No response, or one that broke off.
     pub errors: BTreeMap<String, u64>,
 }

@@ -9,7 +9,9 @@ use unicode_width::UnicodeWidthStr;
 
 use super::*;
 use crate::{
-    flow::{Attempt, ConnectionId, Failure, Headers, Injected, Moment, Operation, Protocol, Request, Response},
+    flow::{
+        Attempt, ConnectionId, Content, Failure, Headers, Injected, Moment, Operation, Protocol, Request, Response,
+    },
     process::{Facts, Process, ProcessKey},
     retry::{CallKey, ConnectionKind, Family, Ledger, Limits, Problem, Signal},
 };
@@ -65,6 +67,7 @@ impl Scene {
         self.ledger.finish(&Attempt {
             connection: ConnectionId(1),
             process: Arc::clone(&self.process),
+            client: ([127, 0, 0, 1], 50_000).into(),
             origin: "192.0.2.1:443".parse().expect("an address"),
             protocol: Protocol::Http11,
             request: Request {
@@ -84,9 +87,13 @@ impl Scene {
                 reason: String::new(),
                 headers: Headers::default(),
             }),
-            injected: rule.map(|rule| Injected { status, rule: Arc::from(rule) }),
+            injected: rule.map(|rule| Injected { status: Some(status), abort: None, rule: Arc::from(rule) }),
             failure: (status == 0).then_some(Failure::Reset),
             ended: Some(ms(span.1)),
+            request_content: Content::Unread,
+            response_content: Content::Unread,
+            call_key: 0,
+            held: Duration::ZERO,
             sent: 0,
             received: 0,
         });

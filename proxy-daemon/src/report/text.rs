@@ -393,6 +393,9 @@ fn outcomes(outcomes: &OutcomesEntry) -> String {
         };
         parts.push(format!("by rule {}{beneath}", list(&outcomes.injected)));
     }
+    if !outcomes.aborted.is_empty() {
+        parts.push(format!("broken off by rule {}", list(&outcomes.aborted)));
+    }
     parts.join(", ")
 }
 

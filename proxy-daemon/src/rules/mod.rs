@@ -5,23 +5,36 @@
 //! the first rule that matches makes it. A rule set never changes once made,
 //! and a broken one is never made: all its errors are given at once. What is
 //! counted lives beside it, in a bounded [`RuleState`].
+mod bucket;
+mod draw;
 mod error;
 mod file;
+mod guard;
+mod live;
+mod model;
+pub mod presets;
+mod schema;
 mod state;
+mod template;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tree;
 
 use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc};
 
-use error::Source;
+use error::Source as Origin;
 pub use error::{RuleError, RuleErrors};
-pub use state::RuleState;
-
-use crate::flow::{
-    Attempt,
-    filter::{Filter, View},
+pub use guard::GuardState;
+pub use live::{Active, Progress, RuleStatus, Rules, Settings};
+pub use model::{
+    Abort, Action, Answer, BodyEdit, Delay, Field, Guard, HeaderEdit, Limits, MAX_DELAY, Per, Phase, PresetChoice,
+    Rate, RateKey, Reply, Rule, Ruling, Source, Spread, StopWhen, Times, describes_body,
 };
+pub use schema::schema;
+pub use template::Template;
+
+use crate::flow::filter::Filter;
 
 /// The most rules in a set.
 pub const MAX_RULES: usize = 1000;
@@ -31,81 +44,33 @@ const MAX_NAME: usize = 128;
 const SHORT_NAME: usize = 72;
 
 /// All rules of an instance, in the order in which they are asked.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RuleSet {
-    rules: Vec<Rule>,
+    entries: Vec<Entry>,
+    pub guard: Arc<Guard>,
 }
 
-/// One rule.
-#[derive(Debug)]
-pub struct Rule {
-    /// Fit for a header's value as it is, and no other rule's.
-    name: Arc<str>,
-    /// As on the command line.
-    text: String,
-    filter: Filter,
-    action: Action,
-    times: Option<Times>,
-    enabled: bool,
-}
-
-/// What a rule does to a response; its body and other headers stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Action {
-    status: u16,
-    reason: Option<Arc<str>>,
-}
-
-/// A rule acts on the first `count` attempts that it matches, for each `per`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Times {
-    count: u32,
-    per: Per,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Per {
-    Call,
-    Process,
-    Operation,
-    Rule,
-}
-
-impl Per {
-    const ALL: [Per; 4] = [Per::Call, Per::Process, Per::Operation, Per::Rule];
-
-    fn name(self) -> &'static str {
-        match self {
-            Per::Call => "call",
-            Per::Process => "process",
-            Per::Operation => "operation",
-            Per::Rule => "rule",
-        }
-    }
+/// A rule, and whether it is switched on.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub rule: Arc<Rule>,
+    pub enabled: bool,
 }
 
 /// A rule as read, before it has a name of its own.
 #[derive(Debug)]
 struct Draft {
     name: Option<String>,
+    /// As it was typed, for a name; where it was not, `text`.
+    typed: Option<String>,
     filter: Filter,
     text: String,
+    phase: Phase,
     action: Action,
-    times: Option<Times>,
+    limits: Limits,
+    go_on: bool,
     enabled: bool,
-}
-
-/// What a rule says of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// The rule's name: a valid header value, for `x-retryscope-rule`.
-    pub rule: Arc<str>,
-    /// The rule's place in its set.
-    pub index: usize,
-    /// 200 to 599. 204 and 304 cannot carry the body that the response has.
-    pub status: u16,
-    /// Printable ASCII; the status's usual phrase where none is given.
-    pub reason: Option<Arc<str>>,
+    source: Source,
 }
 
 impl RuleSet {
@@ -116,94 +81,129 @@ impl RuleSet {
         let mut drafts = Vec::new();
         let mut names = Names::default();
         for text in cli_rules {
-            let source = Source::command_line(text);
+            let source = Origin::command_line(text);
             match text::parse(text) {
+                Ok(draft) if draft.name.as_deref().is_some_and(|name| !names.take(name)) => {
+                    errors.push(RuleError::general(format!("there are two rules with the same name in `{text}`")));
+                }
                 Ok(draft) => drafts.push(draft),
                 Err(error) => errors.push(source.error(error)),
             }
         }
+        let mut guard = Guard::default();
         for (path, content) in files {
-            let source = Source::file(path, content);
-            file::parse(content, &mut names, &mut drafts, &mut |error| errors.push(source.error(error)));
+            let source = Origin::file(path, content);
+            let from = drafts.len();
+            let mut wrong = |error| errors.push(source.error(error));
+            file::parse(content, path.parent(), &mut names, &mut drafts, &mut guard, &mut wrong);
+            drafts[from..].iter_mut().for_each(|draft| draft.source = Source::File(path.clone()));
         }
-        if drafts.len() > MAX_RULES {
-            errors.push(RuleError::general(format!("there are {} rules; the most is {MAX_RULES}", drafts.len())));
-        }
+        Self::bounded(drafts.len(), &mut errors);
         if !errors.is_empty() {
             return Err(RuleErrors(errors));
         }
-        Ok(Self { rules: drafts.into_iter().map(|draft| names.rule(draft)).collect() })
+        let entries = drafts.into_iter().map(|draft| names.rule(draft)).collect();
+        Ok(Self { entries, guard: Arc::new(guard) })
     }
 
-    /// What becomes of an attempt whose response has come. Counts a hit.
-    /// `state` is this set's own ([`RuleState::new`]).
-    pub fn decide(&self, attempt: &Attempt, state: &RuleState) -> Option<Decision> {
-        if self.rules.is_empty() || attempt.response.is_none() {
-            return None;
+    fn bounded(rules: usize, errors: &mut Vec<RuleError>) {
+        if rules > MAX_RULES {
+            errors.push(RuleError::general(format!("there are {rules} rules; the most is {MAX_RULES}")));
         }
-        let view = View::new(attempt);
-        self.rules.iter().enumerate().find_map(|(index, rule)| {
-            let hit = rule.enabled
-                && rule.filter.matches_view(&view)
-                && rule.times.is_none_or(|times| state.take(index, times, attempt));
-            hit.then(|| {
-                state.count(index);
-                Decision {
-                    rule: Arc::clone(&rule.name),
-                    index,
-                    status: rule.action.status,
-                    reason: rule.action.reason.clone(),
-                }
-            })
-        })
     }
 
-    /// Names and hits, in order; names without hits too.
-    pub fn rules<'a>(&'a self, state: &'a RuleState) -> impl Iterator<Item = (&'a Arc<str>, u64)> {
-        self.rules.iter().enumerate().map(|(index, rule)| (&rule.name, state.hits(index)))
+    fn names(&self) -> Names {
+        Names { taken: self.entries.iter().map(|entry| entry.rule.name.to_string()).collect() }
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter()
+    /// With another rule at the end, and the name it was given.
+    pub fn with_added(&self, text: &str) -> Result<(Self, String), RuleErrors> {
+        let mut errors = Vec::new();
+        let mut names = self.names();
+        let mut set = self.clone();
+        match text::parse(text) {
+            Ok(draft) if draft.name.as_deref().is_some_and(|name| !names.take(name)) => {
+                errors.push(RuleError::general("another rule has this name; remove that one first".into()));
+            }
+            Ok(mut draft) => {
+                draft.source = Source::Added;
+                set.entries.push(names.rule(draft));
+            }
+            Err(error) => errors.push(Origin::command_line(text).error(error)),
+        }
+        Self::bounded(set.entries.len(), &mut errors);
+        match set.entries.last() {
+            Some(last) if errors.is_empty() => {
+                let name = last.rule.name.to_string();
+                Ok((set, name))
+            }
+            _ => Err(RuleErrors(errors)),
+        }
+    }
+
+    /// `None` if no rule has this name.
+    pub fn without(&self, name: &str) -> Option<Self> {
+        let mut set = self.clone();
+        set.entries.retain(|entry| &*entry.rule.name != name);
+        (set.entries.len() < self.entries.len()).then_some(set)
+    }
+
+    /// `None` if no rule has this name.
+    pub fn switched(&self, name: &str, on: bool) -> Option<Self> {
+        let mut set = self.clone();
+        set.entries.iter_mut().find(|entry| &*entry.rule.name == name)?.enabled = on;
+        Some(set)
+    }
+
+    /// With the rules of these files (path and content) in place of all that
+    /// came from files; they decide which are on.
+    pub fn with_files(&self, files: &[(PathBuf, String)]) -> Result<Self, RuleErrors> {
+        let fresh = Self::parse(&[], files)?;
+        let from_file = |entry: &&Entry| matches!(entry.rule.source, Source::File(_));
+        let (typed, added): (Vec<&Entry>, Vec<&Entry>) = self
+            .entries
+            .iter()
+            .filter(|entry| !from_file(entry))
+            .partition(|entry| entry.rule.source == Source::CommandLine);
+        let mut entries: Vec<Entry> = typed.into_iter().cloned().collect();
+        let mut errors = Vec::new();
+        let taken: HashSet<_> =
+            entries.iter().chain(added.iter().copied()).map(|entry| &entry.rule.name).cloned().collect();
+        for entry in &fresh.entries {
+            if taken.contains(&entry.rule.name) {
+                let message = format!("another rule in force has the name `{}`", entry.rule.name);
+                errors.push(RuleError::general(message));
+            }
+        }
+        entries.extend(fresh.entries);
+        entries.extend(added.into_iter().cloned());
+        Self::bounded(entries.len(), &mut errors);
+        if errors.is_empty() { Ok(Self { entries, guard: fresh.guard }) } else { Err(RuleErrors(errors)) }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
     }
 
     pub fn len(&self) -> usize {
-        self.rules.len()
+        self.entries.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
-    }
-}
-
-impl Rule {
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    pub fn filter(&self) -> &Filter {
-        &self.filter
-    }
-
-    pub fn status(&self) -> u16 {
-        self.action.status
-    }
-
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
+        self.entries.is_empty()
     }
 }
 
 /// One rule a line, as on the command line.
 impl fmt::Display for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.rules.iter().try_for_each(|rule| writeln!(f, "{rule}"))
+        self.entries.iter().try_for_each(|entry| writeln!(f, "{entry}"))
     }
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)?;
+        f.write_str(&self.rule.text)?;
         if self.enabled { Ok(()) } else { f.write_str("  (disabled)") }
     }
 }
@@ -220,20 +220,23 @@ impl Names {
         self.taken.insert(header_value(name))
     }
 
-    fn rule(&mut self, draft: Draft) -> Rule {
+    fn rule(&mut self, draft: Draft) -> Entry {
         let name = match &draft.name {
             // Taken as its file was read.
             Some(name) => header_value(name),
-            None => self.make(&draft.text),
+            None => self.make(draft.typed.as_deref().unwrap_or(&draft.text)),
         };
-        Rule {
+        let rule = Rule {
             name: name.into(),
             text: draft.text,
+            source: draft.source,
             filter: draft.filter,
+            phase: draft.phase,
             action: draft.action,
-            times: draft.times,
-            enabled: draft.enabled,
-        }
+            limits: draft.limits,
+            go_on: draft.go_on,
+        };
+        Entry { rule: Arc::new(rule), enabled: draft.enabled }
     }
 
     /// A name from a rule's text, numbered if it must be.

@@ -70,6 +70,20 @@ pub fn name(request: &Request, body_start: Option<&[u8]>) -> Operation {
     named(Some(&service), operation)
 }
 
+/// Bucket and key of a request to S3, as the path spells them; the key is
+/// empty where the bucket itself is meant.
+pub fn s3_place(request: &Request) -> Option<(String, &str)> {
+    let marks = Marks::of(request);
+    let lowered = lower(request.host());
+    let host = host::parse(&lowered);
+    let from_host = || host.as_ref().and_then(|host| host.service.clone());
+    let service = marks.scope(request).or_else(from_host).or_else(|| marks.old_s3.then_some(Cow::Borrowed("s3")))?;
+    if service == "s3control" || !s3::speaks(&service) {
+        return None;
+    }
+    s3::place(request, &lowered, host.as_ref().and_then(|host| host.s3))
+}
+
 fn named(service: Option<&str>, name: Option<&str>) -> Operation {
     Operation {
         service: service.filter(|service| is_name(service)).map(intern),

@@ -44,6 +44,38 @@ pub(super) fn name(request: &Request, service: &str, host: Option<S3Host>, marks
     named(Some(service), operation)
 }
 
+/// Bucket and key. `lowered`: the host in lower case.
+pub(super) fn place<'a>(request: &'a Request, lowered: &str, host: Option<S3Host>) -> Option<(String, &'a str)> {
+    let path = request.path();
+    let rest = path.strip_prefix('/')?;
+    let keys = Keys::of(request.query().unwrap_or_default());
+    let bucket = match host {
+        Some(S3Host::Control | S3Host::ObjectLambdaRoute) => return None,
+        Some(S3Host::Virtual) => Some(bucket_in_host(lowered)?),
+        None if in_host(request.host(), &request.method, path, &keys) => lowered.split('.').next(),
+        _ => None,
+    };
+    let (bucket, key) = match bucket {
+        Some(bucket) => (bucket, rest),
+        None => rest.split_once('/').unwrap_or((rest, "")),
+    };
+    (!bucket.is_empty()).then(|| (bucket.to_owned(), key))
+}
+
+/// What stands before the service in the name of a host of AWS.
+fn bucket_in_host(host: &str) -> Option<&str> {
+    // The last label of the kind: a bucket may be called `s3`.
+    let service = host.rmatch_indices(".s3").map(|(at, _)| at).next()?;
+    let before = host.get(..service)?;
+    // VPC endpoints: BUCKET.bucket.vpce-ID, POINT.accesspoint.vpce-ID.
+    match before.rsplit_once('.') {
+        Some((before, endpoint)) if endpoint.starts_with("vpce-") => {
+            before.strip_suffix(".bucket").or_else(|| before.strip_suffix(".accesspoint"))
+        }
+        _ => Some(before),
+    }
+}
+
 fn by_path(path: &str) -> Level {
     match path.strip_prefix('/').unwrap_or(path).split_once('/') {
         None if path.len() <= 1 => Level::Service,

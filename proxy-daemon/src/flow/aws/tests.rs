@@ -381,6 +381,30 @@ fn s3_corners() {
 }
 
 #[test]
+fn buckets_and_keys() {
+    for (host, target, expected) in [
+        ("s3.eu-west-1.amazonaws.com", "/b/a/k?x-id=GetObject", Some(("b", "a/k"))),
+        ("s3.eu-west-1.amazonaws.com", "/b", Some(("b", ""))),
+        ("s3.eu-west-1.amazonaws.com", "/", None),
+        ("B.s3.amazonaws.com", "/a/k", Some(("b", "a/k"))),
+        ("with.dots.s3.dualstack.us-west-2.amazonaws.com", "/", Some(("with.dots", ""))),
+        ("s3.s3.eu-west-1.amazonaws.com", "/k", Some(("s3", "k"))),
+        ("mine.bucket.vpce-1a2b-5678.s3.us-east-1.vpce.amazonaws.com", "/k", Some(("mine", "k"))),
+        ("b--use1-az4--x-s3.s3express-use1-az4.us-east-1.amazonaws.com", "/k", Some(("b--use1-az4--x-s3", "k"))),
+        ("123456789012.s3-control.us-east-1.amazonaws.com", "/v20180820/jobs", None),
+        ("sqs.eu-west-1.amazonaws.com", "/b/k", None),
+        ("example.org", "/b/k", None),
+    ] {
+        let request = request("GET", host, target, &[]);
+        let found = s3_place(&request);
+        assert_eq!(found.as_ref().map(|(bucket, key)| (bucket.as_str(), *key)), expected, "{host}{target}");
+    }
+    let authorization = signed("s3");
+    let request = request("PUT", "127.0.0.1:9000", "/b/a/k", &[("authorization", &authorization)]);
+    assert_eq!(s3_place(&request), Some(("b".to_owned(), "a/k")));
+}
+
+#[test]
 fn names_are_shared() {
     let one = name(&request("GET", "s3.amazonaws.com", "/", &[]), None);
     let two = name(&request("GET", "s3.amazonaws.com", "/", &[]), None);
@@ -410,6 +434,7 @@ proptest! {
             headers: Headers::copied(headers.iter().map(|(name, value)| (name.as_bytes(), value.as_slice()))),
         };
         needs_body(&request);
+        s3_place(&request);
         let found = name(&request, body.as_deref());
         for part in [found.service, found.name].into_iter().flatten() {
             prop_assert!(is_name(&part));

@@ -1,10 +1,12 @@
 //! The tree compiled, and what can be known of it without an attempt.
+use std::time::Duration;
+
 use super::{
     FilterError, Stage,
     operator::{Named, Takes},
     pattern::{NameGlob, Pattern},
-    syntax::{Argument, Expr, Kind, Leaf, Numbers},
-    view::{Text, View},
+    syntax::{Argument, Expr, Kind, Leaf, Numbers, Times},
+    view::{Form, Text, View},
 };
 use crate::flow::Attempt;
 
@@ -15,10 +17,25 @@ pub(super) enum Matcher {
     All(Box<[Matcher]>),
     Any(Box<[Matcher]>),
     Not(Box<Matcher>),
-    Fact(fn(&Attempt) -> bool),
-    Number { of: fn(&Attempt) -> Option<u32>, within: Numbers },
+    /// `late`: a response can change the answer.
+    Fact {
+        fact: fn(&Attempt) -> bool,
+        late: bool,
+    },
+    Number {
+        of: fn(&Attempt) -> Option<u32>,
+        within: Numbers,
+        late: bool,
+    },
+    Time {
+        of: fn(&Attempt) -> Option<Duration>,
+        within: Times,
+    },
     Name(NameGlob),
-    Search { texts: &'static [Text], pattern: Box<Pattern> },
+    Search {
+        texts: &'static [Text],
+        pattern: Box<Pattern>,
+    },
 }
 
 impl Matcher {
@@ -27,8 +44,9 @@ impl Matcher {
             Matcher::All(parts) => parts.iter().all(|part| part.is_match(view)),
             Matcher::Any(parts) => parts.iter().any(|part| part.is_match(view)),
             Matcher::Not(part) => !part.is_match(view),
-            Matcher::Fact(fact) => fact(view.attempt),
-            Matcher::Number { of, within } => of(view.attempt).is_some_and(|number| within.contains(number)),
+            Matcher::Fact { fact, .. } => fact(view.attempt),
+            Matcher::Number { of, within, .. } => of(view.attempt).is_some_and(|number| within.contains(number)),
+            Matcher::Time { of, within } => of(view.attempt).is_some_and(|time| within.contains(time)),
             Matcher::Name(glob) => glob.is_match(&view.attempt.operation),
             Matcher::Search { texts, pattern } => {
                 texts.iter().any(|text| view.text(*text).is_some_and(|hay| pattern.is_match(hay)))
@@ -36,12 +54,52 @@ impl Matcher {
         }
     }
 
+    /// As [`Self::is_match`], but `None` where the answer depends on a body
+    /// that nobody has read yet.
+    pub(super) fn without_body(&self, view: &View<'_>) -> Option<bool> {
+        self.settled(view, false)
+    }
+
+    /// As [`Self::without_body`], and `None` too where the answer depends on
+    /// the response, which is to come.
+    pub(super) fn before_response(&self, view: &View<'_>) -> Option<bool> {
+        self.settled(view, true)
+    }
+
+    fn settled(&self, view: &View<'_>, to_come: bool) -> Option<bool> {
+        let all = |parts: &[Matcher], decides: bool| {
+            let mut open = false;
+            for part in parts {
+                match part.settled(view, to_come) {
+                    Some(found) if found == decides => return Some(decides),
+                    Some(_) => {}
+                    None => open = true,
+                }
+            }
+            (!open).then_some(!decides)
+        };
+        match self {
+            Matcher::All(parts) => all(parts, false),
+            Matcher::Any(parts) => all(parts, true),
+            Matcher::Not(part) => part.settled(view, to_come).map(|found| !found),
+            Matcher::Search { texts, .. } => {
+                let found = self.is_match(view);
+                let open = |text: &Text| text.is_unread(view.attempt) || (to_come && text.is_of_response());
+                (found || !texts.iter().any(open)).then_some(found)
+            }
+            Matcher::Fact { late: true, .. } | Matcher::Number { late: true, .. } | Matcher::Time { .. } if to_come => {
+                None
+            }
+            other => Some(other.is_match(view)),
+        }
+    }
+
     fn cost(&self) -> u32 {
         match self {
-            Matcher::Fact(_) | Matcher::Number { .. } => 1,
+            Matcher::Fact { .. } | Matcher::Number { .. } | Matcher::Time { .. } => 1,
             Matcher::Name(_) => 3,
             Matcher::Search { texts, pattern } => {
-                let long = u32::from(texts.iter().any(|text| text.has_lines()));
+                let long = u32::from(texts.iter().any(|text| text.form() != Form::Name));
                 (if pattern.is_plain() { 5 } else { 20 }) * (1 + 4 * long)
             }
             Matcher::Not(part) => part.cost(),
@@ -68,19 +126,25 @@ fn by_cost(parts: &[Expr]) -> Result<Box<[Matcher]>, FilterError> {
 }
 
 fn one(leaf: &Leaf) -> Result<Matcher, String> {
+    let late = leaf.operator.before.is_some();
     Ok(match (&leaf.operator.takes, &leaf.argument) {
-        (Takes::Nothing(fact), Argument::None) => Matcher::Fact(*fact),
-        (Takes::Number { of, .. }, Argument::Numbers(within)) => Matcher::Number { of: *of, within: *within },
+        (Takes::Nothing(fact), Argument::None) => Matcher::Fact { fact: *fact, late },
+        (Takes::Number { of, .. }, Argument::Numbers(within)) => Matcher::Number { of: *of, within: *within, late },
+        (Takes::Time(of), Argument::Times(within)) => Matcher::Time { of: *of, within: *within },
         (Takes::Glob(Named::Service), Argument::Text(text)) => Matcher::Name(NameGlob::service(text)),
         (Takes::Glob(Named::Operation), Argument::Text(text)) => Matcher::Name(NameGlob::operation(text)),
         (Takes::Regex(texts), Argument::Text(text)) => {
-            let lines = texts.iter().any(|text| text.has_lines());
-            let pattern = Pattern::new(text, lines).map_err(|wrong| wrong.message)?;
+            let pattern = Pattern::new(text, form(texts)).map_err(|wrong| wrong.message)?;
             Matcher::Search { texts, pattern: Box::new(pattern) }
         }
         // Not made by the parser.
         _ => return Err(format!("{leaf} has the wrong kind of argument")),
     })
+}
+
+/// The texts of one operator are all of one form.
+pub(super) fn form(texts: &[Text]) -> Form {
+    texts.first().map_or(Form::Name, |text| text.form())
 }
 
 /// What the filter says of every attempt at this stage, if that is known.
@@ -89,7 +153,7 @@ pub(super) fn known(expr: &Expr, stage: Stage) -> Option<bool> {
         Kind::And(parts) => decided(parts, stage, false),
         Kind::Or(parts) => decided(parts, stage, true),
         Kind::Not(part) => known(part, stage).map(|known| !known),
-        Kind::Leaf(leaf) if leaf.operator.code == "all" => Some(true),
+        Kind::Leaf(leaf) if matches!(leaf.operator.code, "all" | "http") => Some(true),
         Kind::Leaf(leaf) => match stage {
             Stage::Requested => leaf.operator.before,
             Stage::Answered => leaf.operator.answered,

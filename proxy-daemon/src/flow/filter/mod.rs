@@ -22,10 +22,10 @@ use std::{fmt, ops::Range, str::FromStr};
 pub use caret::{Excerpt, excerpt};
 pub use operator::{OPERATORS, Operator};
 pub use parse::{MAX_DEPTH, MAX_LENGTH};
-pub use syntax::{Argument, Expr, Kind, Leaf, Numbers};
+pub use syntax::{Argument, Expr, Kind, Leaf, Numbers, Times};
 pub use view::View;
 
-use super::Attempt;
+use super::{Attempt, Content};
 
 /// What is wrong with a filter, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,13 +84,22 @@ pub enum Stage {
 pub struct Filter {
     expr: Expr,
     matcher: matcher::Matcher,
+    needs: Needs,
+}
+
+/// Which bodies a filter looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    pub request_body: bool,
+    pub response_body: bool,
 }
 
 impl Filter {
     pub fn parse(text: &str) -> Result<Self, FilterError> {
         let expr = parse::parse(text)?;
         let matcher = matcher::compile(&expr)?;
-        Ok(Self { expr, matcher })
+        let needs = operator::needs(&expr);
+        Ok(Self { expr, matcher, needs })
     }
 
     pub fn matches(&self, attempt: &Attempt) -> bool {
@@ -100,6 +109,27 @@ impl Filter {
     /// As [`Self::matches`], where several filters look at the same attempt.
     pub fn matches_view(&self, view: &View<'_>) -> bool {
         self.matcher.is_match(view)
+    }
+
+    /// As [`Self::matches_view`], but `None` where the answer depends on a body
+    /// that nobody has read and that can still be read: the request's until
+    /// the response has come, the response's from then on. A body that was
+    /// missed is one that does not match.
+    pub fn without_body(&self, view: &View<'_>) -> Option<bool> {
+        self.matcher.without_body(view)
+    }
+
+    pub fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// Whether the request's body has to be read before it is sent on, so that
+    /// the filter can be asked once the response has come: it looks at that
+    /// body, and what is known by now does not settle it.
+    pub fn wants_request_body(&self, view: &View<'_>) -> bool {
+        self.needs.request_body
+            && view.attempt.request_content == Content::Unread
+            && self.matcher.before_response(view).is_none()
     }
 
     /// False if no attempt at this stage can match, whatever it is about.

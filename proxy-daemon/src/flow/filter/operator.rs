@@ -1,5 +1,5 @@
 //! The table of operators. An operator is one row here, and nothing else.
-use super::view::Text;
+use super::{Needs, syntax::Expr, view::Text};
 use crate::flow::Attempt;
 
 /// An operator of the language, such as `~d`.
@@ -27,6 +27,8 @@ pub(super) enum Takes {
         bounds: (u32, u32),
         unit: &'static str,
     },
+    /// A time and which side of it.
+    Time(fn(&Attempt) -> Option<std::time::Duration>),
     /// A regular expression, searched for in any of these.
     Regex(&'static [Text]),
     Glob(Named),
@@ -67,6 +69,9 @@ impl Operator {
 
 /// Every operator, as the manual lists them.
 pub static OPERATORS: &[Operator] = &[
+    row("a", "asset: the response is a style sheet, script, image or font", Takes::Nothing(is_asset))
+        .phase(false, None)
+        .also(&["asset"]),
     row("all", "every attempt", Takes::Nothing(|_| true)).also(&["any", "true"]),
     row("attempt", "number of the attempt in its call: 2, ..2, 2.. or 2..5", {
         Takes::Number {
@@ -76,6 +81,10 @@ pub static OPERATORS: &[Operator] = &[
         }
     })
     .also(&["n", "try", "number"]),
+    row("b", "body of the request or the response", Takes::Regex(&[Text::RequestBody, Text::ResponseBody]))
+        .also(&["body"]),
+    row("bq", "body of the request", Takes::Regex(&[Text::RequestBody])),
+    row("bs", "body of the response", Takes::Regex(&[Text::ResponseBody])).phase(false, None),
     row("c", "status: 429 or 500..599", {
         Takes::Number {
             of: |attempt| attempt.status().map(u32::from),
@@ -85,9 +94,12 @@ pub static OPERATORS: &[Operator] = &[
     })
     .phase(false, None)
     .also(&["code", "status"]),
+    row("cgroup", "path of the cgroup", Takes::Regex(&[Text::Cgroup])),
     row("cmd", "command line", Takes::Regex(&[Text::Command])).also(&["command", "args"]),
     row("comm", "name of the process, as the kernel has it", Takes::Regex(&[Text::Comm])).also(&["process", "proc"]),
+    row("container", "id of the container", Takes::Regex(&[Text::Container])),
     row("d", "host", Takes::Regex(&[Text::Host])).also(&["domain", "host"]),
+    row("dst", "address of the upstream, as 192.0.2.1:443", Takes::Regex(&[Text::Destination])).also(&["dest"]),
     row("e", "no response, or only part of one", Takes::Nothing(|attempt| attempt.failure.is_some()))
         .phase(false, Some(false))
         .also(&["error", "err", "failure", "failed"]),
@@ -102,6 +114,7 @@ pub static OPERATORS: &[Operator] = &[
         .also(&["header", "headers"]),
     row("hq", "header line of the request", Takes::Regex(&[Text::RequestHead])),
     row("hs", "header line of the response", Takes::Regex(&[Text::ResponseHead])).phase(false, None),
+    row("http", "every attempt", Takes::Nothing(|_| true)),
     row("injected", "the outcome is a rule's doing", Takes::Nothing(|attempt| attempt.injected.is_some()))
         .phase(false, Some(false))
         .also(&["inj", "fake"]),
@@ -114,38 +127,82 @@ pub static OPERATORS: &[Operator] = &[
             unit: "a process id is a number from 1: 42 or 100..200",
         }
     }),
-    row("q", "request without a response yet", Takes::Nothing(|attempt| attempt.response.is_none()))
-        .phase(true, Some(false))
-        .also(&["req", "request"]),
+    row("proto", "protocol: http/1.0, http/1.1 or h2", Takes::Regex(&[Text::Protocol])).also(&["protocol"]),
+    row(
+        "q",
+        "request without a response yet",
+        Takes::Nothing(|attempt| attempt.response.is_none() && !is_told(attempt)),
+    )
+    .phase(true, Some(false))
+    .also(&["req", "request"]),
     row("retry", "every attempt of a call after its first", Takes::Nothing(|attempt| attempt.link.number > 1))
         .also(&["retries", "retried"]),
-    row("s", "has a response", Takes::Nothing(|attempt| attempt.response.is_some()))
+    row("s", "has a response", Takes::Nothing(|attempt| attempt.response.is_some() || is_told(attempt)))
         .phase(false, Some(true))
         .also(&["resp", "response"]),
+    row("src", "address of the client, as 127.0.0.1:50000", Takes::Regex(&[Text::Source])).also(&["source"]),
     row("svc", "service: s3, dynamodb", Takes::Glob(Named::Service)).also(&["service"]),
+    row("t", "content type of either side", Takes::Regex(&[Text::RequestType, Text::ResponseType])).also(&["type"]),
+    row("took", "how long it took: >200ms, <=1s or 200ms..1s", {
+        Takes::Time(|attempt| attempt.ended.map(|ended| ended.since(attempt.started)))
+    })
+    .phase(false, Some(false))
+    .also(&["time", "duration"]),
+    row("tq", "content type of the request", Takes::Regex(&[Text::RequestType])),
+    row("ts", "content type of the response", Takes::Regex(&[Text::ResponseType])).phase(false, None),
     row("u", "URL", Takes::Regex(&[Text::Url])).also(&["url", "uri"]),
+    row("uid", "user id of the process", {
+        Takes::Number {
+            of: |attempt| Some(attempt.process.uid),
+            bounds: (0, u32::MAX),
+            unit: "a user id is a number: 1000 or 1000..2000",
+        }
+    })
+    .also(&["user"]),
+    row("unit", "systemd unit", Takes::Regex(&[Text::Unit])),
+    row("websocket", "asks for a WebSocket", Takes::Nothing(is_websocket)).also(&["ws"]),
 ];
 
-/// mitmproxy's operators, and our own, that this version does not have.
-const LATER: &[&str] = &[
-    "a",
-    "b",
-    "bq",
-    "bs",
-    "cgroup",
-    "container",
-    "dst",
-    "http",
-    "proto",
-    "src",
-    "t",
-    "took",
-    "tq",
-    "ts",
-    "uid",
-    "unit",
-    "websocket",
-];
+/// A rule told a status in the upstream's place.
+fn is_told(attempt: &Attempt) -> bool {
+    attempt.injected.as_ref().is_some_and(|told| told.status.is_some())
+}
+
+fn is_websocket(attempt: &Attempt) -> bool {
+    let mut asked = attempt.request.headers.all("upgrade").flat_map(|value| value.split(|byte| *byte == b','));
+    asked.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// mitmproxy's assets (`mitmproxy/flowfilter.py`).
+fn is_asset(attempt: &Attempt) -> bool {
+    const ASSETS: &[&str] = &[
+        "text/javascript",
+        "application/x-javascript",
+        "application/javascript",
+        "text/css",
+        "image/",
+        "font/",
+        "application/font",
+        "application/x-font-",
+        "application/x-shockwave-flash",
+    ];
+    let Some(kind) = attempt.response.as_ref().and_then(|response| response.headers.text("content-type")) else {
+        return false;
+    };
+    let kind = kind.trim().to_ascii_lowercase();
+    ASSETS.iter().any(|asset| kind.starts_with(asset))
+}
+
+pub(super) fn needs(expr: &Expr) -> Needs {
+    let mut needs = Needs::default();
+    for (leaf, _) in expr.leaves() {
+        if let Takes::Regex(texts) = &leaf.operator.takes {
+            needs.request_body |= texts.contains(&Text::RequestBody);
+            needs.response_body |= texts.contains(&Text::ResponseBody);
+        }
+    }
+    needs
+}
 
 pub(super) fn find(code: &str) -> Option<&'static Operator> {
     OPERATORS.iter().find(|operator| operator.code == code)
@@ -153,9 +210,6 @@ pub(super) fn find(code: &str) -> Option<&'static Operator> {
 
 /// What to say of a code that is not in the table.
 pub(super) fn unknown(code: &str) -> (String, Option<String>) {
-    if LATER.contains(&code) {
-        return (format!("~{code} is not there in this version"), None);
-    }
     let suggestion = meant(code).map(|operator| format!("did you mean ~{}?", operator.code)).or_else(|| {
         // `~c429`
         let digits = code.find(|char: char| char.is_ascii_digit())?;
@@ -217,15 +271,13 @@ mod tests {
         ] {
             assert_eq!(suggestion(code), format!("did you mean {meant}"), "{code}");
         }
-        for code in ["x", "zzz", "frobnicate", "b", "bq", ""] {
+        for code in ["x", "zzz", "frobnicate", ""] {
             assert_eq!(suggestion(code), "", "{code}");
         }
-        assert!(unknown("b").0.contains("not there in this version"));
     }
 
     #[test]
     fn rows_are_unique_and_sorted() {
         assert!(OPERATORS.is_sorted_by(|one, next| one.code < next.code));
-        assert!(LATER.iter().all(|code| find(code).is_none()));
     }
 }

@@ -12,10 +12,10 @@
 use std::ops::Range;
 
 use super::{
-    FilterError,
+    FilterError, matcher,
     operator::{self, Named, Operator, Takes},
     pattern,
-    syntax::{Argument, Expr, Kind, Leaf, Numbers, ends_word},
+    syntax::{Argument, Expr, Kind, Leaf, Numbers, Times, ends_word},
 };
 
 /// The longest filter, in bytes.
@@ -35,8 +35,25 @@ pub(super) fn parse(text: &str) -> Result<Expr, FilterError> {
     }
     let expr = parser.side_by_side()?;
     match parser.peek() {
+        // What is printed has to be readable again: it has parentheses where
+        // precedence did without.
+        None if printed_depth(&expr) > MAX_DEPTH => Err(too_deep(expr.span)),
         None => Ok(expr),
         Some(_) => Err(FilterError::new(parser.here(), "this ) closes nothing")),
+    }
+}
+
+fn too_deep(span: Range<usize>) -> FilterError {
+    FilterError::new(span, format!("the filter is nested more than {MAX_DEPTH} deep"))
+}
+
+/// Parentheses and `!` around the innermost part, as printed.
+fn printed_depth(expr: &Expr) -> usize {
+    let inside = |part: &Expr| printed_depth(part) + usize::from(matches!(part.kind, Kind::And(_) | Kind::Or(_)));
+    match &expr.kind {
+        Kind::And(parts) | Kind::Or(parts) => parts.iter().map(inside).max().unwrap_or(0),
+        Kind::Not(part) => inside(part) + 1,
+        Kind::Leaf(_) => 0,
     }
 }
 
@@ -126,8 +143,7 @@ impl Parser<'_> {
         then: impl FnOnce(&mut Self) -> Result<Expr, FilterError>,
     ) -> Result<Expr, FilterError> {
         if self.depth == MAX_DEPTH {
-            let message = format!("the filter is nested more than {MAX_DEPTH} deep");
-            return Err(FilterError::new(start..start + 1, message));
+            return Err(too_deep(start..start + 1));
         }
         self.depth += 1;
         let part = then(self);
@@ -222,6 +238,7 @@ impl Parser<'_> {
             let what = match operator.takes {
                 Takes::Nothing(_) => "nothing",
                 Takes::Number { .. } => "a number or a range",
+                Takes::Time(_) => "a time",
                 Takes::Regex(_) => "a regular expression",
                 Takes::Glob(_) => "a name",
             };
@@ -249,8 +266,9 @@ impl Parser<'_> {
         let argument = match &operator.takes {
             Takes::Nothing(_) => Argument::None,
             Takes::Number { bounds, unit, .. } => Argument::Numbers(numbers(&word, *bounds, unit)?),
+            Takes::Time(_) => Argument::Times(times(&word)?),
             Takes::Regex(texts) => {
-                pattern::check(&word.value, texts.iter().any(|text| text.has_lines())).map_err(|wrong| {
+                pattern::check(&word.value, matcher::form(texts)).map_err(|wrong| {
                     let place = word.literal.map(|at| at + wrong.span.start..at + wrong.span.end);
                     FilterError::new(place.unwrap_or(word.span.clone()), wrong.message)
                 })?;
@@ -334,6 +352,7 @@ fn example(operator: &Operator) -> String {
     let example = match operator.takes {
         Takes::Number { .. } if operator.code == "c" => "429",
         Takes::Number { .. } => "2",
+        Takes::Time(_) => ">200ms",
         Takes::Glob(Named::Service) => "s3",
         Takes::Glob(Named::Operation) => "s3.List*",
         Takes::Nothing(_) | Takes::Regex(_) => match operator.code {
@@ -381,6 +400,31 @@ fn numbers(word: &Word, (least, most): (u32, u32), unit: &str) -> Result<Numbers
             Err(wrong(format!("the range {from}..{to} is empty")).help(format!("did you mean {to}..{from}?")))
         }
         _ => Ok(Numbers { from, to }),
+    }
+}
+
+/// `>200ms`, `<=1s` or `200ms..1s`.
+fn times(word: &Word) -> Result<Times, FilterError> {
+    const FORMS: &str = "for example >200ms, <=1s or 200ms..1s";
+    let text = word.value.as_str();
+    let wrong = |message: String| FilterError::new(word.span.clone(), message).help(FORMS);
+    let one = |part: &str| humantime::parse_duration(part.trim()).map_err(|_| wrong(format!("`{part}` is not a time")));
+    if let Some((from, to)) = text.split_once("..") {
+        let end = |part: &str| if part.is_empty() { Ok(None) } else { one(part).map(|time| Some((time, true))) };
+        return match (end(from)?, end(to)?) {
+            (None, None) => Err(wrong("the range has no end on either side".into())),
+            (Some((from, _)), Some((to, _))) if from > to => Err(wrong("this range of times is empty".into())),
+            (from, to) => Ok(Times { from, to }),
+        };
+    }
+    let (sign, rest) = text.split_at(text.find(|char| !matches!(char, '<' | '>' | '=')).unwrap_or(text.len()));
+    let time = one(rest)?;
+    match sign {
+        ">" => Ok(Times { from: Some((time, false)), to: None }),
+        ">=" => Ok(Times { from: Some((time, true)), to: None }),
+        "<" => Ok(Times { from: None, to: Some((time, false)) }),
+        "<=" => Ok(Times { from: None, to: Some((time, true)) }),
+        _ => Err(wrong(format!("`{text}` does not say whether longer or shorter"))),
     }
 }
 

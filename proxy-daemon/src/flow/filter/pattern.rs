@@ -13,7 +13,7 @@ use regex_syntax::hir::{Dot, Hir, HirKind, Look};
 
 use super::{
     glob::Glob,
-    view::{Gram, Hay},
+    view::{Form, Gram, Hay},
 };
 
 /// Bounds of one compiled expression, in bytes.
@@ -63,23 +63,27 @@ pub(super) struct Wrong {
 }
 
 /// Whether it is a regular expression at all, without the cost of compiling.
-pub(super) fn check(pattern: &str, lines: bool) -> Result<(), Wrong> {
-    parse(pattern, lines).map(drop)
+pub(super) fn check(pattern: &str, form: Form) -> Result<(), Wrong> {
+    parse(pattern, form).map(drop)
 }
 
-fn parse(pattern: &str, lines: bool) -> Result<Hir, Wrong> {
-    let mut parser = regex_syntax::ParserBuilder::new().utf8(false).multi_line(lines).build();
+fn parse(pattern: &str, form: Form) -> Result<Hir, Wrong> {
+    let mut parser = regex_syntax::ParserBuilder::new()
+        .utf8(false)
+        .multi_line(form == Form::Lines)
+        .dot_matches_new_line(form == Form::Body)
+        .build();
     parser.parse(pattern).map_err(|error| syntax(pattern, &error))
 }
 
 impl Pattern {
-    /// `lines`: `^` and `$` match at every line of the text.
-    pub(super) fn new(pattern: &str, lines: bool) -> Result<Self, Wrong> {
+    pub(super) fn new(pattern: &str, form: Form) -> Result<Self, Wrong> {
         let whole = |message: String| Wrong { span: 0..pattern.len(), message };
-        let hir = parse(pattern, lines)?;
+        let hir = parse(pattern, form)?;
         let regex = RegexBuilder::new(pattern)
             .case_insensitive(true)
-            .multi_line(lines)
+            .multi_line(form == Form::Lines)
+            .dot_matches_new_line(form == Form::Body)
             .size_limit(MAX_PROGRAM)
             .dfa_size_limit(MAX_CACHE)
             .build()
@@ -281,28 +285,38 @@ mod tests {
 
     #[test]
     fn common_patterns_are_plain() {
-        for (pattern, lines) in [
-            ("s3", false),
-            ("s3.eu-west-1.amazonaws.com", false),
-            (r"^s3\.eu-west-1\.amazonaws\.com$", false),
-            ("GET|PUT", false),
-            ("(GET|PUT)", false),
-            ("retry-after", true),
+        for (pattern, form) in [
+            ("s3", Form::Name),
+            ("s3.eu-west-1.amazonaws.com", Form::Name),
+            (r"^s3\.eu-west-1\.amazonaws\.com$", Form::Name),
+            ("GET|PUT", Form::Name),
+            ("(GET|PUT)", Form::Name),
+            ("retry-after", Form::Lines),
         ] {
-            assert!(Pattern::new(pattern, lines).is_ok_and(|pattern| pattern.is_plain()), "{pattern}");
+            assert!(Pattern::new(pattern, form).is_ok_and(|pattern| pattern.is_plain()), "{pattern}");
         }
-        for (pattern, lines) in [("s3.*", false), ("(?-i)S3", false), ("^x-amz", true), (".", false), ("é", false)] {
-            assert!(Pattern::new(pattern, lines).is_ok_and(|pattern| !pattern.is_plain()), "{pattern}");
+        for (pattern, form) in [
+            ("s3.*", Form::Name),
+            ("(?-i)S3", Form::Name),
+            ("^x-amz", Form::Lines),
+            (".", Form::Name),
+            ("é", Form::Name),
+        ] {
+            assert!(Pattern::new(pattern, form).is_ok_and(|pattern| !pattern.is_plain()), "{pattern}");
         }
     }
 
     #[test]
     fn says_what_is_wrong_where() {
-        let wrong = Pattern::new("a(b", false).expect_err("unclosed");
+        let wrong = Pattern::new("a(b", Form::Name).expect_err("unclosed");
         assert_eq!(wrong.span, 1..2);
         assert!(wrong.message.contains("unclosed group"), "{}", wrong.message);
-        assert!(Pattern::new("*.amazonaws.com", false).is_err_and(|wrong| wrong.message.contains(".* for anything")));
-        assert!(Pattern::new(r"((\w{100}){100}){100}", false).is_err_and(|wrong| wrong.message.contains("too large")));
+        assert!(
+            Pattern::new("*.amazonaws.com", Form::Name).is_err_and(|wrong| wrong.message.contains(".* for anything"))
+        );
+        assert!(
+            Pattern::new(r"((\w{100}){100}){100}", Form::Name).is_err_and(|wrong| wrong.message.contains("too large"))
+        );
     }
 
     proptest! {
@@ -311,9 +325,9 @@ mod tests {
         fn plain_and_regex_agree(
             pattern in "\\^?([aAbkKsS.|\\n]|[.][*]|ab|(bs)+|(k|a)?){1,6}\\$?",
             text in "[aAbBkKsS.é\u{212a}\u{17f}\\n]{0,12}",
-            lines: bool,
+            form in prop::sample::select(vec![Form::Name, Form::Lines, Form::Body]),
         ) {
-            let Ok(pattern) = Pattern::new(&pattern, lines) else { return Ok(()) };
+            let Ok(pattern) = Pattern::new(&pattern, form) else { return Ok(()) };
             let hay = hay(&text);
             // Often enough for every shortcut to be taken.
             for _ in 0..6 {

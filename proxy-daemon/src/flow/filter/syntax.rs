@@ -1,5 +1,5 @@
 //! The syntax tree of a filter, and its printer: `parse(print(tree)) == tree`.
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, time::Duration};
 
 use super::operator::Operator;
 
@@ -34,6 +34,35 @@ pub enum Argument {
     /// A regular expression or a glob, unquoted; not empty.
     Text(String),
     Numbers(Numbers),
+    Times(Times),
+}
+
+/// A span of times. At least one end is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// With whether the end itself belongs to it.
+    pub from: Option<(Duration, bool)>,
+    pub to: Option<(Duration, bool)>,
+}
+
+impl Times {
+    pub fn contains(self, time: Duration) -> bool {
+        self.from.is_none_or(|(from, with)| from < time || (with && from == time))
+            && self.to.is_none_or(|(to, with)| time < to || (with && to == time))
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |time: Duration| humantime::format_duration(time).to_string().replace(' ', "");
+        let equals = |with| if with { "=" } else { "" };
+        match (self.from, self.to) {
+            (Some((from, _)), Some((to, _))) => write!(f, "{}..{}", short(from), short(to)),
+            (Some((from, with)), None) => write!(f, ">{}{}", equals(with), short(from)),
+            (None, Some((to, with))) => write!(f, "<{}{}", equals(with), short(to)),
+            (None, None) => Ok(()),
+        }
+    }
 }
 
 /// Both ends belong to it. At least one is given, and `from` is not above `to`.
@@ -111,6 +140,7 @@ impl fmt::Display for Leaf {
             Argument::None => Ok(()),
             Argument::Text(text) => write!(f, " {}", Quoted(text)),
             Argument::Numbers(numbers) => write!(f, " {numbers}"),
+            Argument::Times(times) => write!(f, " {times}"),
         }
     }
 }
@@ -138,7 +168,10 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write;
         let text = self.0;
-        let bare = !text.starts_with(['!', '&', '|']) && !text.ends_with(['&', '|']) && !text.contains(ends_word);
+        let bare = !text.starts_with(['!', '&', '|'])
+            && !text.ends_with(['&', '|'])
+            && !text.contains(ends_word)
+            && !text.contains("=>");
         if bare && !text.is_empty() {
             return f.write_str(text);
         }

@@ -1,17 +1,17 @@
 #![allow(clippy::unwrap_used)]
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
 use super::{
     operator::{Named, Takes},
-    view::Text,
+    view::{Form, Text},
     *,
 };
 use crate::{
     flow::{
-        CallId, ConnectionId, Evidence, Failure, Headers, Injected, Link, Moment, Operation, Protocol, Request,
-        Response,
+        CallId, ConnectionId, Content, Evidence, Failure, Headers, Injected, Link, Moment, Operation, Protocol,
+        Request, Response,
     },
     process::{Facts, Process, ProcessKey},
 };
@@ -27,6 +27,7 @@ pub(crate) fn attempt() -> Attempt {
     Attempt {
         connection: ConnectionId(1),
         process: Arc::new(Process::new(ProcessKey { pid: 42, start_ticks: 7 }, 1, 1000, facts)),
+        client: ([127, 0, 0, 1], 50_000).into(),
         origin: ([203, 0, 113, 1], 443).into(),
         protocol: Protocol::Http11,
         request: Request {
@@ -46,6 +47,10 @@ pub(crate) fn attempt() -> Attempt {
         injected: None,
         failure: None,
         ended: None,
+        request_content: Content::Unread,
+        response_content: Content::Unread,
+        call_key: 0,
+        held: Duration::ZERO,
         sent: 0,
         received: 0,
     }
@@ -53,6 +58,13 @@ pub(crate) fn attempt() -> Attempt {
 
 fn matches(filter: &str, attempt: &Attempt) -> bool {
     Filter::parse(filter).unwrap_or_else(|error| panic!("{}", error.render(filter))).matches(attempt)
+}
+
+fn waiting_told(it: &Attempt) -> Attempt {
+    let mut told = it.clone();
+    told.response = None;
+    told.injected = Some(Injected { status: Some(429), abort: None, rule: "r".into() });
+    told
 }
 
 #[test]
@@ -125,6 +137,63 @@ fn every_operator() {
     ] {
         assert!(!matches(no, &it), "{no}");
     }
+    let mut more = it.clone();
+    more.request_content = Content::Whole("a needle\nin hay".into());
+    more.response_content = Content::Whole("other\nneedle".into());
+    more.ended = Some(Moment(250_000_001));
+    for yes in [
+        "~b needle",
+        "~bq ^a.*hay$",
+        "!~bq ^in",
+        "~bs needle$",
+        "~http",
+        "~src ^127.0.0.1:50000$",
+        "~dst 203.0.113.1:443",
+        "~t xml",
+        "~ts xml",
+        "!~tq .",
+        "~proto 1.1",
+        "!~websocket & !~a",
+        "~uid 1000",
+        "~uid 0..1000",
+        "~cgroup user",
+        "!~unit .",
+        "!~container .",
+        "~took >200ms",
+        "~took <=250ms",
+        "~took 100ms..1s",
+        "!~took >1s",
+        "!~took <250ms",
+    ] {
+        assert!(matches(yes, &more), "{yes}");
+    }
+    // Nobody has read the body, and the answer depends on it, or does not.
+    let open = |text: &str| Filter::parse(text).unwrap().without_body(&View::new(&it));
+    assert_eq!(open("~bs x"), None);
+    assert_eq!(open("~bs x & ~d nowhere"), Some(false));
+    assert_eq!(open("~bs x | ~d s3"), Some(true));
+    assert_eq!(open("!~b x"), None);
+    // The response has come: the request's body is gone.
+    assert_eq!(open("~bq x"), Some(false));
+    let mut asking = it.clone();
+    asking.response = None;
+    let early = |text: &str| {
+        let filter = Filter::parse(text).unwrap();
+        (filter.without_body(&View::new(&asking)), filter.wants_request_body(&View::new(&asking)))
+    };
+    assert_eq!(early("~bq x"), (None, true));
+    assert_eq!(early("~bs x"), (Some(false), false));
+    assert_eq!(early("~bq x & ~c 500"), (Some(false), true));
+    assert_eq!(early("~bq x & ~c 500 & ~d nowhere"), (Some(false), false));
+    assert_eq!(early("~bq x | ~d s3"), (Some(true), false));
+    let needs = |text: &str| Filter::parse(text).unwrap().needs();
+    assert_eq!(needs("~d x"), Needs::default());
+    assert_eq!(needs("!~b x"), Needs { request_body: true, response_body: true });
+    assert_eq!(needs("~bs x & ~c 500"), Needs { request_body: false, response_body: true });
+    let mut told = waiting_told(&it);
+    assert!(matches("~s & ~c 429 & !~q", &told));
+    told.injected = None;
+    assert!(matches("~q & !~s", &told));
     assert!(matches("~d ^example.org$ & ~u https://example.org:8443/", &mixed));
 
     let mut waiting = it.clone();
@@ -134,7 +203,7 @@ fn every_operator() {
     assert!(matches("~e & ~genuine & ~q", &waiting));
 
     let mut told = it;
-    told.injected = Some(Injected { status: 429, rule: "r".into() });
+    told.injected = Some(Injected { status: Some(429), abort: None, rule: "r".into() });
     // What the client saw is what counts.
     assert!(matches("~c 429 & ~injected & !~genuine & !~c 200", &told));
     told.operation = Operation::default();
@@ -184,7 +253,8 @@ fn precedence_is_that_of_mitmproxy() {
 fn errors_point_at_their_place() {
     let cases: &[(&str, &str, &str)] = &[
         ("~dd s3", "^^^", "unknown operator ~dd; did you mean ~d?"),
-        ("~d s3 & ~bs x", "        ^^^", "~bs is not there in this version"),
+        ("~d s3 & ~bx x", "        ^^^", "unknown operator ~bx; did you mean ~b?"),
+        ("~took", "^^^^^", "~took needs a time after it; for example ~took >200ms"),
         ("~d", "^^", "~d needs a regular expression after it; for example ~d s3.eu-west-1.amazonaws.com"),
         ("~d & ~s", "^^", "~d needs a regular expression after it; quote a pattern that begins with &"),
         ("~c", "^^", "~c needs a number or a range after it; for example ~c 429"),
@@ -267,6 +337,13 @@ fn bounded() {
     assert!(Filter::parse(&"!".repeat(1000)).is_err());
     assert!(Filter::parse(&"(".repeat(4000)).is_err());
     assert!(Filter::parse(&format!("~d {}", "a".repeat(MAX_LENGTH))).is_err());
+    // Precedence nests as parentheses do: what is printed is read again.
+    for levels in 1..40 {
+        let text = format!("{}x{}", "a b | c & (".repeat(levels), ")".repeat(levels));
+        if let Ok(filter) = Filter::parse(&text) {
+            assert_eq!(Filter::parse(&filter.to_string()).as_ref().map(Filter::expr), Ok(filter.expr()));
+        }
+    }
     let wide = vec!["~s"; MAX_LENGTH / 5].join(" | ");
     assert!(Filter::parse(&wide).unwrap().matches(&attempt()));
 }
@@ -289,6 +366,12 @@ fn knows_its_stage() {
         ("~e", false, false),
         ("~injected", false, false),
         ("~genuine", false, true),
+        ("~bs x", false, true),
+        ("~ts x", false, true),
+        ("~a", false, true),
+        ("~b x", true, true),
+        ("~took >1s", false, false),
+        ("!~took >1s", true, true),
         ("!~all", false, false),
         ("~all & ~q", true, false),
     ] {
@@ -321,6 +404,7 @@ fn naive(expr: &Expr, attempt: &Attempt) -> bool {
                 lines.join("\n")
             };
             let facts = attempt.process.facts();
+            let form = text.form();
             let text = match text {
                 Text::Host => attempt.request.host().to_owned(),
                 Text::Method => attempt.request.method.to_string(),
@@ -333,9 +417,53 @@ fn naive(expr: &Expr, attempt: &Attempt) -> bool {
                 Text::Comm => facts.comm.clone(),
                 Text::Command => facts.command.clone(),
                 Text::Exe => facts.exe.clone().unwrap_or_default(),
+                Text::Cgroup => match &facts.cgroup {
+                    Some(path) => path.clone(),
+                    None => return false,
+                },
+                Text::Unit => match facts.cgroup.as_deref().and_then(crate::process::unit) {
+                    Some(unit) => unit.to_owned(),
+                    None => return false,
+                },
+                Text::Container => match facts.cgroup.as_deref().and_then(crate::process::container) {
+                    Some(id) => id.to_owned(),
+                    None => return false,
+                },
+                Text::Source => attempt.client.to_string(),
+                Text::Destination => attempt.origin.to_string(),
+                Text::Protocol => match attempt.protocol {
+                    Protocol::Http10 => "http/1.0".to_owned(),
+                    Protocol::Http11 => "http/1.1".to_owned(),
+                    Protocol::Http2 => "h2".to_owned(),
+                },
+                Text::RequestType => match attempt.request.headers.text("content-type") {
+                    Some(kind) => kind.to_owned(),
+                    None => return false,
+                },
+                Text::ResponseType => {
+                    match attempt.response.as_ref().and_then(|response| response.headers.text("content-type")) {
+                        Some(kind) => kind.to_owned(),
+                        None => return false,
+                    }
+                }
+                Text::RequestBody => match &attempt.request_content {
+                    Content::Whole(body) => String::from_utf8_lossy(body).into_owned(),
+                    _ => return false,
+                },
+                Text::ResponseBody => match (&attempt.response, &attempt.response_content) {
+                    (Some(_), Content::Whole(body)) => String::from_utf8_lossy(body).into_owned(),
+                    _ => return false,
+                },
             };
-            regex::RegexBuilder::new(pattern).case_insensitive(true).multi_line(true).build().unwrap().is_match(&text)
+            regex::RegexBuilder::new(pattern)
+                .case_insensitive(true)
+                .multi_line(form == Form::Lines)
+                .dot_matches_new_line(form == Form::Body)
+                .build()
+                .unwrap()
+                .is_match(&text)
         }),
+        (Takes::Time(of), Argument::Times(times)) => of(attempt).is_some_and(|time| times.contains(time)),
         (Takes::Glob(named), Argument::Text(pattern)) => {
             let glob = |pattern: &str, text: &Option<Arc<str>>| {
                 let regex = regex::escape(pattern).replace(r"\*", ".*").replace(r"\?", ".");
@@ -375,6 +503,14 @@ fn any_leaf() -> impl Strategy<Value = Leaf> {
                     (from.is_some() || to.is_some()).then_some(())?;
                     Argument::Numbers(Numbers { from, to })
                 }
+                Takes::Time(_) => {
+                    let from = from.map(|from| Duration::from_millis(u64::from(from)));
+                    let to = more.map(|more| from.unwrap_or_default() + Duration::from_micros(u64::from(more)));
+                    let both = from.is_some() && to.is_some();
+                    (from.is_some() || to.is_some()).then_some(())?;
+                    let end = |time: Option<Duration>| time.map(|time| (time, one || both));
+                    Argument::Times(Times { from: end(from), to: end(to) })
+                }
                 Takes::Regex(_) | Takes::Glob(_) => Argument::Text(text),
             };
             let leaf = Leaf { operator, argument };
@@ -399,6 +535,21 @@ fn any_expr() -> impl Strategy<Value = Expr> {
 fn any_attempt() -> impl Strategy<Value = Attempt> {
     let text = |options: &'static [&'static str]| prop::sample::select(options).prop_map(Arc::<str>::from);
     let name = |options: &'static [&'static str]| prop::option::of(text(options));
+    let body = || {
+        prop_oneof![
+            Just(Content::Unread),
+            Just(Content::Beyond),
+            "[a-z3é\n]{0,9}".prop_map(|body| Content::Whole(body.into())),
+            Just(Content::Whole("s3 put\n/bucket/".into())),
+        ]
+    };
+    let cgroup = prop::sample::select(vec![
+        None,
+        Some("/system.slice/s3.service".to_owned()),
+        Some(format!("/docker/{}", "ab".repeat(32))),
+    ]);
+    let protocol = prop::sample::select(vec![Protocol::Http10, Protocol::Http11, Protocol::Http2]);
+    let more = (body(), body(), cgroup, protocol, prop::option::of(0_u64..900_000_000), 0_u32..700);
     let request = (
         text(&["GET", "PUT", "post", "DELETE"]),
         text(&["s3.eu-west-1.amazonaws.com", "S3.Example.org:8443", "é.example", "[::1]:443", "x"]),
@@ -411,31 +562,35 @@ fn any_attempt() -> impl Strategy<Value = Attempt> {
         any::<bool>(),
     );
     let who = (1_u32..4, 1_u32..700, name(&["s3", "dynamodb", "x"]), name(&["GetObject", "PutObject", "put.*"]));
-    (request, outcome, who).prop_map(|((method, authority, target, fields), (response, told, failed), who)| {
-        let mut it = attempt();
-        it.request = Request {
-            method,
-            authority,
-            target,
-            headers: fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-        };
-        it.response = response.map(|(status, value)| Response {
-            status,
-            reason: String::new(),
-            headers: [("Content-Type", value.as_str()), ("x-s3", "put")].into_iter().collect(),
-        });
-        it.injected = told.then(|| Injected { status: 429, rule: "r".into() });
-        it.failure = failed.then_some(Failure::Reset);
-        it.link.number = who.0;
-        it.process = Arc::new(Process::new(
-            ProcessKey { pid: who.1, start_ticks: 1 },
-            1,
-            0,
-            Facts { comm: "put".into(), command: "s3 --put é".into(), exe: Some("/s3".into()), cgroup: None },
-        ));
-        it.operation = Operation { service: who.2, name: who.3 };
-        it
-    })
+    (request, outcome, who, more).prop_map(
+        |((method, authority, target, fields), (response, told, failed), who, more)| {
+            let mut it = attempt();
+            it.request = Request {
+                method,
+                authority,
+                target,
+                headers: fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+            };
+            it.response = response.map(|(status, value)| Response {
+                status,
+                reason: String::new(),
+                headers: [("Content-Type", value.as_str()), ("x-s3", "put")].into_iter().collect(),
+            });
+            it.injected = told.then(|| Injected { status: Some(429), abort: None, rule: "r".into() });
+            it.failure = failed.then_some(Failure::Reset);
+            it.link.number = who.0;
+            it.process = Arc::new(Process::new(
+                ProcessKey { pid: who.1, start_ticks: 1 },
+                1,
+                more.5,
+                Facts { comm: "put".into(), command: "s3 --put é".into(), exe: Some("/s3".into()), cgroup: more.2 },
+            ));
+            it.operation = Operation { service: who.2, name: who.3 };
+            (it.request_content, it.response_content, it.protocol) = (more.0, more.1, more.3);
+            it.ended = more.4.map(Moment);
+            it
+        },
+    )
 }
 
 proptest! {
@@ -456,12 +611,42 @@ proptest! {
         }
     }
 
+    /// What is known without a body holds whatever the body is.
+    #[test]
+    fn bodies_are_read_where_the_answer_depends_on_them(
+        expr in any_expr(), mut attempt in any_attempt(), other in any_attempt(),
+    ) {
+        let filter = Filter::parse(&expr.to_string()).unwrap();
+        attempt.request_content = Content::Unread;
+        attempt.response_content = Content::Unread;
+        let known = filter.without_body(&View::new(&attempt));
+        let mut read = attempt.clone();
+        match attempt.response {
+            Some(_) => read.response_content = other.response_content.clone(),
+            None => read.request_content = other.request_content.clone(),
+        }
+        if let Some(known) = known {
+            prop_assert_eq!(filter.matches(&read), known, "{}", filter);
+        }
+        // As well as whatever the response is.
+        let mut before = attempt.clone();
+        (before.response, before.injected, before.failure, before.ended) = (None, None, None, None);
+        if !filter.wants_request_body(&View::new(&before)) {
+            let mut unread = attempt.clone();
+            unread.response_content = other.response_content;
+            let mut read = unread.clone();
+            read.request_content = other.request_content;
+            prop_assert_eq!(filter.matches(&unread), filter.matches(&read), "{}", filter);
+        }
+    }
+
     /// What is known of a stage holds for every attempt at it.
     #[test]
     fn stages_are_told_truly(expr in any_expr(), mut attempt in any_attempt()) {
         let filter = Filter::parse(&expr.to_string()).unwrap();
         attempt.injected = None;
         attempt.failure = None;
+        attempt.ended = None;
         let stage = if attempt.response.is_some() { Stage::Answered } else { Stage::Requested };
         prop_assert!(filter.can_match(stage) || !filter.matches(&attempt), "{}", filter);
     }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    flow::{Attempt, Headers},
-    process::Facts,
+    flow::{Attempt, Content, Headers, Protocol, content},
+    process::{self, Facts},
 };
 
 /// A text that a regular expression may be looked for in.
@@ -22,14 +22,54 @@ pub(super) enum Text {
     Comm,
     Command,
     Exe,
+    Cgroup,
+    Unit,
+    Container,
+    Source,
+    Destination,
+    Protocol,
+    RequestType,
+    ResponseType,
+    /// Without content codings; absent unless it was read whole.
+    RequestBody,
+    ResponseBody,
 }
 
-const TEXTS: usize = Text::Exe as usize + 1;
+/// What `.`, `^` and `$` mean in a text; as in mitmproxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `^` and `$` are the text's ends.
+    Name,
+    /// `^` and `$` are those of any line.
+    Lines,
+    /// `.` is any character, a line's end too; `^` and `$` are the text's ends.
+    Body,
+}
+
+const TEXTS: usize = Text::ResponseBody as usize + 1;
 
 impl Text {
-    /// `^` and `$` mean those of any line.
-    pub(super) fn has_lines(self) -> bool {
-        matches!(self, Text::RequestHead | Text::ResponseHead)
+    pub(super) fn form(self) -> Form {
+        match self {
+            Text::RequestHead | Text::ResponseHead => Form::Lines,
+            Text::RequestBody | Text::ResponseBody => Form::Body,
+            _ => Form::Name,
+        }
+    }
+
+    /// It is of a body that nobody has asked for, and that can still be read:
+    /// the request's until the response has come, the response's from then on.
+    pub(super) fn is_unread(self, attempt: &Attempt) -> bool {
+        let answered = attempt.response.is_some();
+        match self {
+            Text::RequestBody => !answered && attempt.request_content == Content::Unread,
+            Text::ResponseBody => answered && attempt.response_content == Content::Unread,
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_of_response(self) -> bool {
+        matches!(self, Text::ResponseHead | Text::ResponseType | Text::ResponseBody)
     }
 }
 
@@ -42,7 +82,7 @@ pub(super) struct Hay {
     pub(super) ascii: bool,
     /// How often a piece has been looked for.
     asked: Cell<u32>,
-    grams: OnceCell<Grams>,
+    grams: OnceCell<Box<Grams>>,
 }
 
 /// The pairs of bytes that occur in a text; some may share a bit. Rules come
@@ -90,7 +130,7 @@ impl Hay {
                 let Gram(at) = Gram::of(pair[0], pair[1]);
                 held[usize::from(at >> 6)] |= 1_u64 << (at & 63);
             }
-            Grams(held)
+            Box::new(Grams(held))
         });
         grams.iter().all(|Gram(at)| held.0[usize::from(at >> 6)] >> (at & 63) & 1 == 1)
     }
@@ -134,6 +174,23 @@ impl<'a> View<'a> {
             Text::Comm => hay(&[facts().comm.as_bytes()]),
             Text::Command => hay(&[facts().command.as_bytes()]),
             Text::Exe => hay(&[facts().exe.as_ref()?.as_bytes()]),
+            Text::Cgroup => hay(&[facts().cgroup.as_ref()?.as_bytes()]),
+            Text::Unit => hay(&[process::unit(facts().cgroup.as_ref()?)?.as_bytes()]),
+            Text::Container => hay(&[process::container(facts().cgroup.as_ref()?)?.as_bytes()]),
+            Text::Source => hay(&[self.attempt.client.to_string().as_bytes()]),
+            Text::Destination => hay(&[self.attempt.origin.to_string().as_bytes()]),
+            Text::Protocol => hay(&[match self.attempt.protocol {
+                Protocol::Http10 => &b"http/1.0"[..],
+                Protocol::Http11 => b"http/1.1",
+                Protocol::Http2 => b"h2",
+            }]),
+            Text::RequestType => hay(&[request.headers.get("content-type")?]),
+            Text::ResponseType => hay(&[self.attempt.response.as_ref()?.headers.get("content-type")?]),
+            Text::RequestBody => hay(&[&content::decoded(&self.attempt.request_content, &request.headers)?]),
+            Text::ResponseBody => {
+                let response = self.attempt.response.as_ref()?;
+                hay(&[&content::decoded(&self.attempt.response_content, &response.headers)?])
+            }
         };
         Some(hay)
     }

@@ -55,6 +55,24 @@ impl Body {
     }
 }
 
+/// What a body holds without its transfer coding, from as much of it as is
+/// there.
+pub(super) fn content(framing: Framing, bytes: &[u8]) -> Vec<u8> {
+    match framing {
+        Framing::None => Vec::new(),
+        Framing::Length(length) => {
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            bytes[..length.min(bytes.len())].to_vec()
+        }
+        Framing::Chunked => {
+            let mut content = Vec::with_capacity(bytes.len());
+            Chunked::default().scan(bytes, |data| content.extend_from_slice(data));
+            content
+        }
+        Framing::UntilClose => bytes.to_vec(),
+    }
+}
+
 /// The chunked transfer coding (RFC 9112 §7.1), trailers included.
 #[derive(Debug, Default)]
 pub(super) struct Chunked {
@@ -86,13 +104,19 @@ enum State {
 
 impl Chunked {
     fn feed(&mut self, bytes: &[u8]) -> Progress {
+        self.scan(bytes, |_| ())
+    }
+
+    fn scan(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Progress {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             match self.state {
                 State::Data => {
                     let here = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX).min(self.size);
                     self.size -= here;
-                    at += here as usize;
+                    let end = at + here as usize;
+                    data(&bytes[at..end]);
+                    at = end;
                     if self.size == 0 {
                         self.state = State::DataCr;
                     }
@@ -180,6 +204,14 @@ mod tests {
         let mut both = MESSAGE.to_vec();
         both.extend_from_slice(b"HTTP/1.1 200");
         assert_eq!(Body::new(Framing::Chunked).feed(&both), Progress::Done(MESSAGE.len()));
+    }
+
+    #[test]
+    fn content_is_without_its_coding() {
+        assert_eq!(content(Framing::Chunked, MESSAGE), b"hello0123456789x");
+        assert_eq!(content(Framing::Length(3), b"abcdef"), b"abc");
+        assert_eq!(content(Framing::UntilClose, b"abc"), b"abc");
+        assert_eq!(content(Framing::None, b"abc"), b"");
     }
 
     #[test]

@@ -198,9 +198,9 @@ pub(in crate::proxy) fn intern(method: &str) -> Arc<str> {
 pub(super) fn rewrite(
     head: &[u8],
     status: u16,
-    reason: Option<&str>,
+    reason: &str,
     drop: impl Fn(&[u8]) -> bool,
-    extra: &[(&str, &str)],
+    extra: &[(&str, String)],
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(head.len() + 128);
     let empty = head.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -209,9 +209,6 @@ pub(super) fn rewrite(
     let (line, mut rest) = head.split_at(line_end);
     let version = line.split(|&byte| byte == b' ').next().unwrap_or(b"HTTP/1.1");
     out.extend_from_slice(version);
-    let reason = reason.unwrap_or_else(|| {
-        http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default()
-    });
     out.extend_from_slice(format!(" {status} {reason}\r\n").as_bytes());
     let mut dropping = false;
     loop {
@@ -318,17 +315,29 @@ mod tests {
     fn rewrite_changes_the_status_line_only() {
         let head = b"HTTP/1.1 200 Fine\r\nX-Case: One\r\nx-case:two\r\nContent-Length: 3\r\n\r\n";
         assert_eq!(
-            String::from_utf8(rewrite(head, 429, None, |_| false, &[("x-retryscope-rule", "r")])).expect("text"),
+            String::from_utf8(rewrite(
+                head,
+                429,
+                "Too Many Requests",
+                |_| false,
+                &[("x-retryscope-rule", "r".to_owned())]
+            ))
+            .expect("text"),
             "HTTP/1.1 429 Too Many Requests\r\nX-Case: One\r\nx-case:two\r\nContent-Length: 3\r\nx-retryscope-rule: r\r\n\r\n"
         );
         assert_eq!(
-            String::from_utf8(rewrite(head, 299, Some("Odd one"), |name| name == b"Content-Length", &[]))
-                .expect("text"),
+            String::from_utf8(rewrite(head, 299, "Odd one", |name| name == b"Content-Length", &[])).expect("text"),
             "HTTP/1.1 299 Odd one\r\nX-Case: One\r\nx-case:two\r\n\r\n"
         );
         assert_eq!(
-            String::from_utf8(rewrite(b"HTTP/1.0 200\nA: b\n folded\nC: d\n\n", 503, None, |name| name == b"A", &[]))
-                .expect("text"),
+            String::from_utf8(rewrite(
+                b"HTTP/1.0 200\nA: b\n folded\nC: d\n\n",
+                503,
+                "Service Unavailable",
+                |name| name == b"A",
+                &[]
+            ))
+            .expect("text"),
             "HTTP/1.0 503 Service Unavailable\r\nC: d\n\r\n"
         );
     }

@@ -182,6 +182,7 @@ impl Ledger {
         let Some(tally) = share.tally(place) else { return };
         tally.attempts += 1;
         tally.outcome(outcome);
+        tally.held = tally.held.saturating_add(attempt.held);
 
         if attempt.link.evidence == Evidence::Alone {
             tally.calls += 1;

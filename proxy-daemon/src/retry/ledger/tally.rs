@@ -1,7 +1,7 @@
 //! What is counted: the same tally for an operation, a process and the whole.
 use std::{sync::Arc, time::Duration};
 
-use crate::flow::{Attempt, Failure, Request};
+use crate::flow::{Attempt, Failure, Injected as Told, Request};
 
 /// How an attempt came out, from the client's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub enum Outcome {
     Genuine(u16),
     /// A status told by a rule, and the upstream's own beneath it.
     Injected { told: u16, genuine: Option<u16> },
+    /// Broken off by a rule, in this way.
+    Aborted(&'static str),
     /// No response, or a broken one; `None` where the record does not say
     /// why.
     Error(Option<Failure>),
@@ -22,9 +24,10 @@ impl Outcome {
     pub fn of(attempt: &Attempt) -> Self {
         let genuine = attempt.response.as_ref().map(|response| response.status);
         match (&attempt.injected, genuine, attempt.failure) {
-            (Some(injected), genuine, _) => Outcome::Injected { told: injected.status, genuine },
+            (Some(Told { abort: Some(abort), .. }), ..) => Outcome::Aborted(abort),
+            (Some(Told { status: Some(told), .. }), genuine, _) => Outcome::Injected { told: *told, genuine },
             (None, Some(status), None | Some(Failure::Cancelled)) => Outcome::Genuine(status),
-            (None, _, failure) => Outcome::Error(failure),
+            (_, _, failure) => Outcome::Error(failure),
         }
     }
 
@@ -32,7 +35,7 @@ impl Outcome {
     pub fn status(self) -> Option<u16> {
         match self {
             Outcome::Genuine(status) | Outcome::Injected { told: status, .. } => Some(status),
-            Outcome::Error(_) => None,
+            Outcome::Error(_) | Outcome::Aborted(_) => None,
         }
     }
 
@@ -41,6 +44,7 @@ impl Outcome {
     pub fn retryable(self) -> bool {
         match self {
             Outcome::Error(failure) => failure.is_some_and(|failure| failure != Failure::Cancelled),
+            Outcome::Aborted(_) => true,
             Outcome::Genuine(status) | Outcome::Injected { told: status, .. } => {
                 matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 509 | 529)
             }
@@ -52,6 +56,7 @@ impl Outcome {
     pub(super) fn same(self, other: Self) -> bool {
         match (self, other) {
             (Outcome::Error(one), Outcome::Error(other)) => one == other,
+            (Outcome::Aborted(one), Outcome::Aborted(other)) => one == other,
             _ => self.status().is_some() && self.status() == other.status(),
         }
     }
@@ -152,7 +157,8 @@ impl Backoff {
     }
 }
 
-/// `statuses`, `injected` and `errors` hold every attempt exactly once.
+/// `statuses`, `injected`, `aborted` and `errors` hold every attempt exactly
+/// once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Counted when the first attempt of a call ends.
@@ -174,8 +180,12 @@ pub struct Tally {
     pub injected: Counts<u16>,
     /// The upstream's statuses beneath `injected`.
     pub replaced: Counts<u16>,
+    /// Broken off by a rule.
+    pub aborted: Counts<&'static str>,
     /// Attempts without a status for the client, or with half a response.
     pub errors: Counts<&'static str>,
+    /// How long rules have held attempts up.
+    pub held: Duration,
     pub backoff: Backoff,
 }
 
@@ -195,7 +205,9 @@ impl Tally {
         self.statuses.add_all(&other.statuses);
         self.injected.add_all(&other.injected);
         self.replaced.add_all(&other.replaced);
+        self.aborted.add_all(&other.aborted);
         self.errors.add_all(&other.errors);
+        self.held = self.held.saturating_add(other.held);
         self.backoff.add_all(&other.backoff);
     }
 
@@ -208,6 +220,7 @@ impl Tally {
                     self.replaced.add_status(status);
                 }
             }
+            Outcome::Aborted(how) => self.aborted.add(how, 1),
             Outcome::Error(failure) => self.errors.add(failure.map_or("unknown", Failure::name), 1),
         }
     }

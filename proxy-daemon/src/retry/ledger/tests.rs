@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    flow::{ConnectionId, Failure, Headers, Injected, Operation, Protocol, Request, Response},
+    flow::{ConnectionId, Content, Failure, Headers, Injected, Operation, Protocol, Request, Response},
     process::Facts,
     retry::{CallKey, Family},
 };
@@ -84,12 +84,15 @@ fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End,
     let response = |status| Some(Response { status, reason: String::new(), headers: Headers::default() });
     let (response, injected, failure) = match end {
         Status(status) => (response(status), None, None),
-        Rule(status) => (response(200), Some(Injected { status, rule: Arc::from("throttle") }), None),
+        Rule(status) => {
+            (response(200), Some(Injected { status: Some(status), abort: None, rule: Arc::from("throttle") }), None)
+        }
         Fails(failure) => (None, None, Some(failure)),
     };
     Attempt {
         connection: ConnectionId(1),
         process: Arc::clone(process),
+        client: ([127, 0, 0, 1], 50_000).into(),
         origin: "192.0.2.1:443".parse().expect("an address"),
         protocol: Protocol::Http11,
         request: Request {
@@ -108,6 +111,10 @@ fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End,
         injected,
         failure,
         ended: Some(span.1),
+        request_content: Content::Unread,
+        response_content: Content::Unread,
+        call_key: 0,
+        held: Duration::ZERO,
         sent: 0,
         received: 0,
     }

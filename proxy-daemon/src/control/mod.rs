@@ -1,0 +1,166 @@
+//! The local API of a running instance: HTTP and JSON over a Unix socket.
+//!
+//! In: requests of whoever may open the socket, which lies in a folder of
+//! root's alone. Out: the rules in force, changed for the next attempt. A
+//! change that is refused changes nothing, and says why in `error`.
+//!
+//! | request | does |
+//! |---|---|
+//! | `GET /v1/instance` | tells which instance this is |
+//! | `GET /v1/rules` | the rules in force and what they have done |
+//! | `POST /v1/rules` `{"rule": "FILTER => ACTION"}` | adds a rule at the end |
+//! | `DELETE /v1/rules/NAME` | removes one |
+//! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
+//! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
+//! | `POST /v1/reload` | reads the rule files again |
+mod client;
+mod server;
+
+use std::{fs, io, path::PathBuf, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Client, ClientError, find};
+pub use server::{Server, bind};
+
+use crate::{
+    proxy::Account,
+    rules::{RuleErrors, RuleSet, RuleStatus, Source},
+};
+
+/// The socket below an instance's folder; the folder in between is root's.
+const FOLDER: &str = "control";
+const SOCKET: &str = "api.sock";
+
+/// Which instance this is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    pub pid: u32,
+    pub version: String,
+    /// What it watches, for people.
+    pub target: String,
+}
+
+/// The rules in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RulesView {
+    pub seed: u64,
+    pub dry_run: bool,
+    /// Rewritten, broken off or held up so far; on a dry run, would have been.
+    pub injections: u64,
+    /// Why no rule acts any more.
+    pub stopped: Option<String>,
+    pub rules: Vec<RuleView>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleView {
+    pub name: String,
+    /// As on the command line.
+    pub rule: String,
+    /// `command line`, `added`, or the path of a file.
+    pub source: String,
+    pub enabled: bool,
+    pub hits: u64,
+}
+
+impl RuleView {
+    fn of(status: &RuleStatus) -> Self {
+        Self {
+            name: status.name.to_string(),
+            rule: status.text.clone(),
+            source: match &status.source {
+                Source::CommandLine => "command line".into(),
+                Source::File(path) => path.display().to_string(),
+                Source::Added => "added".into(),
+            },
+            enabled: status.enabled,
+            hits: status.hits,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NewRule {
+    rule: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Added {
+    name: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Switch {
+    enabled: bool,
+}
+
+/// What a change came to.
+#[derive(Debug, Serialize, Deserialize)]
+struct Changed {
+    /// How many rules are in force now.
+    rules: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Refused {
+    error: String,
+}
+
+/// What the API works on.
+#[derive(Debug)]
+pub struct Controlled {
+    pub account: Arc<Account>,
+    /// Rule files, in their order; read again by a reload.
+    pub files: Vec<PathBuf>,
+    pub about: About,
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error("no rule file was given when this instance started, so there is nothing to read again; use `rules add`")]
+    NoFiles,
+    #[error("cannot read the rules in {} ({error}); the rules in force stay", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("{0}\nthe rules in force stay")]
+    Broken(RuleErrors),
+}
+
+impl Controlled {
+    /// Reads the rule files again and puts their rules in force. Returns how
+    /// many rules there are.
+    ///
+    /// # Errors
+    /// The rules in force stay as they were.
+    pub fn reload(&self) -> Result<usize, ReloadError> {
+        if self.files.is_empty() {
+            return Err(ReloadError::NoFiles);
+        }
+        let mut texts = Vec::new();
+        for path in &self.files {
+            let text =
+                fs::read_to_string(path).map_err(|error| ReloadError::Unreadable { path: path.clone(), error })?;
+            texts.push((path.clone(), text));
+        }
+        self.edit(|set| set.with_files(&texts)).map_err(ReloadError::Broken)
+    }
+
+    fn edit<E>(&self, change: impl FnOnce(&RuleSet) -> Result<RuleSet, E>) -> Result<usize, E> {
+        let now = self.account.clock.now();
+        self.account.rules.edit(change, now)?;
+        Ok(self.account.rules.list().len())
+    }
+
+    fn rules(&self) -> RulesView {
+        let rules = &self.account.rules;
+        let state = rules.state();
+        RulesView {
+            seed: state.seed,
+            dry_run: state.dry_run,
+            injections: state.injections,
+            stopped: state.stopped,
+            rules: rules.list().iter().map(RuleView::of).collect(),
+        }
+    }
+}

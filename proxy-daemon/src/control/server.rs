@@ -1,0 +1,116 @@
+//! The API's server.
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Path as Part, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use tokio::{net::UnixListener, task::JoinHandle};
+
+use super::{Added, Changed, Controlled, FOLDER, NewRule, Refused, SOCKET, Switch};
+
+/// The longest request, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Opens the socket below an instance's folder, where only root gets in.
+pub fn bind(folder: &Path) -> io::Result<UnixListener> {
+    let folder = folder.join(FOLDER);
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    UnixListener::bind(folder.join(SOCKET))
+}
+
+/// The API being served; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Server(JoinHandle<()>);
+
+impl Server {
+    pub fn start(listener: UnixListener, controlled: Arc<Controlled>) -> Self {
+        let router = Router::new()
+            .route("/v1/instance", get(instance))
+            .route("/v1/rules", get(rules).post(add))
+            .route("/v1/rules/{name}", delete(remove))
+            .route("/v1/rules/{name}/enabled", put(switch))
+            .route("/v1/enabled", put(switch_all))
+            .route("/v1/reload", post(reload))
+            .layer(DefaultBodyLimit::max(MAX_REQUEST))
+            .with_state(controlled);
+        Self(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::warn!(%error, "the control socket is no longer served");
+            }
+        }))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+type Shared = State<Arc<Controlled>>;
+
+fn refused(status: StatusCode, error: &impl ToString) -> Response {
+    (status, Json(Refused { error: error.to_string() })).into_response()
+}
+
+fn changed(rules: Option<usize>, name: &str) -> Response {
+    match rules {
+        Some(rules) => Json(Changed { rules }).into_response(),
+        None => refused(
+            StatusCode::NOT_FOUND,
+            &format!("there is no rule named \"{name}\"; `retryscope rules list` shows the names"),
+        ),
+    }
+}
+
+async fn instance(State(it): Shared) -> Response {
+    Json(&it.about).into_response()
+}
+
+async fn rules(State(it): Shared) -> Response {
+    Json(it.rules()).into_response()
+}
+
+async fn add(State(it): Shared, Json(new): Json<NewRule>) -> Response {
+    let mut name = String::new();
+    let added = it.edit(|set| {
+        let (set, given) = set.with_added(&new.rule)?;
+        name = given;
+        Ok::<_, crate::rules::RuleErrors>(set)
+    });
+    match added {
+        Ok(_) => (StatusCode::CREATED, Json(Added { name })).into_response(),
+        Err(errors) => refused(StatusCode::UNPROCESSABLE_ENTITY, &errors),
+    }
+}
+
+async fn remove(State(it): Shared, Part(name): Part<String>) -> Response {
+    changed(it.edit(|set| set.without(&name).ok_or(())).ok(), &name)
+}
+
+async fn switch(State(it): Shared, Part(name): Part<String>, Json(to): Json<Switch>) -> Response {
+    changed(it.edit(|set| set.switched(&name, to.enabled).ok_or(())).ok(), &name)
+}
+
+async fn switch_all(State(it): Shared, Json(to): Json<Switch>) -> Response {
+    let switched = it.edit(|set| {
+        let names: Vec<_> = set.iter().map(|entry| Arc::clone(&entry.rule.name)).collect();
+        let mut set = set.clone();
+        for name in names {
+            set = set.switched(&name, to.enabled).ok_or(())?;
+        }
+        Ok::<_, ()>(set)
+    });
+    changed(switched.ok(), "")
+}
+
+async fn reload(State(it): Shared) -> Response {
+    match it.reload() {
+        Ok(rules) => Json(Changed { rules }).into_response(),
+        Err(error) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
+    }
+}
