@@ -92,6 +92,16 @@ struct Findings {
     memory: Vec<Memory>,
     /// By route: milliseconds from start to the first answer.
     start: Vec<(&'static str, f64)>,
+    rules: Vec<RuleCost>,
+}
+
+/// What rules add to a request.
+#[derive(Clone, Copy, Debug)]
+struct RuleCost {
+    rules: &'static str,
+    added_us: f64,
+    /// At most this much.
+    target_us: f64,
 }
 
 /// What a process takes.
@@ -128,7 +138,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     let start = bench.first_answers(if options.quick { 2 } else { 9 })?;
     let memory = bench.memory(if options.quick { 50 } else { 250 })?;
-    let findings = bench.rounds(cases(options.quick), if options.quick { 1 } else { 5 }, memory, start)?;
+    let rules = if options.yardstick { Vec::new() } else { bench.rules(if options.quick { 1 } else { 7 })? };
+    let findings = bench.rounds(cases(options.quick), if options.quick { 1 } else { 5 }, (memory, start, rules))?;
     println!("   {:.0} s\n\n{}\n", began.elapsed().as_secs_f64(), report::machine());
 
     let verdicts = report::verdicts(&findings);
@@ -284,6 +295,57 @@ impl Bench {
         Ok(self.names().into_iter().zip(samples.into_iter().map(median)).collect())
     }
 
+    /// The same requests without rules, with 200 that do not match, and with
+    /// one that does, in turn; what is told is the difference.
+    fn rules(&self, rounds: usize) -> Result<Vec<RuleCost>> {
+        step("What rules add");
+        let file = folder().join("rules.toml");
+        let mut text = String::new();
+        for number in 0..200 {
+            let when = match number % 5 {
+                0 => format!("~d host{number}.example & ~m PUT"),
+                1 => format!("~u /path{number}/ & ~attempt ..2"),
+                2 => format!("~svc s3 & ~op Put{number}*"),
+                3 => format!("~hq \"x-tenant: t{number}$\""),
+                _ => format!("~c 5{:02} & ~hs server", number % 100),
+            };
+            text.push_str(&format!("[[rule]]\nwhen = '{when}'\nthen = {{ status = 503 }}\n\n"));
+        }
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        let file = file.to_string_lossy();
+        let kinds: [&[&str]; 3] = [&[], &["--rules", &file], &["--rule", "~s => 200 \"Fine\""]];
+        let mut sessions = Vec::new();
+        for options in kinds {
+            let mut command = Command::new(&self.binaries.retryscope);
+            command.args(["run", "--map-host", &format!("{HOST}={}", self.upstream.address)]);
+            command.args(["--upstream-ca", &self.ca, "--report", "json", "--report-file"]);
+            command.arg(folder().join("rules-report.json")).args(options).arg("--").arg(&self.binaries.testbed);
+            command.args(["load", "--connect", "127.0.0.1:443", "--name", HOST, "--ca", &self.ca, "--session"]);
+            let mut session = Session::start(&mut command)?;
+            session.job("requests --count 200")?;
+            sessions.push(session);
+        }
+        let count = if rounds == 1 { 1_000 } else { 20_000 };
+        let mut used = [Duration::ZERO; 3];
+        for round in 0..rounds {
+            for turn in 0..sessions.len() {
+                let at = (turn + round) % sessions.len();
+                let session = &mut sessions[at];
+                let before = process::cpu(session.program.pid())?;
+                session.job(&format!("requests --count {count} --connections 8"))?;
+                used[at] += process::cpu(session.program.pid())?.saturating_sub(before);
+            }
+        }
+        for session in sessions {
+            session.program.finish()?;
+        }
+        let each = |at: usize| used[at].as_secs_f64() * 1e6 / (f64::from(count) * rounds as f64);
+        Ok(vec![
+            RuleCost { rules: "200 rules, none matching", added_us: each(1) - each(0), target_us: 5.0 },
+            RuleCost { rules: "one matching status rule", added_us: each(2) - each(0), target_us: 10.0 },
+        ])
+    }
+
     /// Of fresh processes, as freed memory would hide what connections take.
     fn memory(&self, connections: u32) -> Result<Vec<Memory>> {
         step(&format!("Memory at rest and with {connections} idle connections"));
@@ -309,8 +371,7 @@ impl Bench {
         &self,
         cases: Vec<Case>,
         rounds: usize,
-        memory: Vec<Memory>,
-        start: Vec<(&'static str, f64)>,
+        (memory, start, rules): (Vec<Memory>, Vec<(&'static str, f64)>, Vec<RuleCost>),
     ) -> Result<Findings> {
         let mut routes = self.names().into_iter().map(|name| self.route(name)).collect::<Result<Vec<_>>>()?;
         let names: Vec<_> = routes.iter().map(|route| route.name).collect();
@@ -333,7 +394,7 @@ impl Bench {
         if !self.yardstick {
             self.check_report(made)?;
         }
-        Ok(Findings { cases, routes: names, samples, memory, start })
+        Ok(Findings { cases, routes: names, samples, memory, start, rules })
     }
 
     /// A bench that retryscope did not see would measure nothing.

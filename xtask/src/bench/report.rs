@@ -94,6 +94,10 @@ pub(super) fn verdicts(findings: &Findings) -> Vec<Verdict> {
         verdicts.push(Verdict::at_most("resident per idle connection", memory.idle_connection_kib, "KiB", 48.0));
         verdicts.push(Verdict::at_most("resident at rest", memory.rest_kib / 1024.0, "MiB", 16.0));
     }
+    for cost in &findings.rules {
+        let what = format!("CPU added to a request, {}", cost.rules);
+        verdicts.push(Verdict::at_most(what, cost.added_us, "µs", cost.target_us));
+    }
     verdicts.push(Verdict::at_most("first answer from start", findings.start[subject].1, "ms", 150.0));
     verdicts
 }
@@ -256,6 +260,7 @@ mod tests {
             samples: vec![all[..routes.len()].to_vec(); 2],
             memory: vec![Memory { route: SUBJECT, rest_kib: 1024.0, idle_connection_kib: 49.0 }],
             start: routes.iter().map(|route| (*route, 100.0)).collect(),
+            rules: Vec::new(),
             routes,
         }
     }
