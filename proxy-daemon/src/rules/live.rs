@@ -68,6 +68,9 @@ pub struct Active {
     /// Rules of the response phase that look at the request's body: once the
     /// response has come it is too late to read it.
     late: Vec<usize>,
+    /// Some rule of the phase may want to see the body that comes in it.
+    reads_request: bool,
+    reads_response: bool,
     /// Some rule that is switched on draws.
     draws: bool,
     shared: Arc<Shared>,
@@ -262,8 +265,13 @@ impl Active {
         let reads =
             |place: &usize| entries.get(*place).is_some_and(|armed| armed.entry.rule.filter.needs().request_body);
         let late = response.iter().copied().filter(reads).collect();
+        let any = |places: &[usize], reads: fn(&Rule) -> bool| {
+            places.iter().any(|place| entries.get(*place).is_some_and(|armed| reads(&armed.entry.rule)))
+        };
+        let reads_request = any(&request, |rule| rule.filter.needs().request_body);
+        let reads_response = any(&response, |rule| rule.filter.needs().response_body || merge_patch(rule).is_some());
         let draws = entries.iter().any(|armed| armed.entry.enabled && draws(&armed.entry.rule));
-        Self { set, request, response, late, draws, shared: Arc::clone(shared), entries }
+        Self { set, request, response, late, reads_request, reads_response, draws, shared: Arc::clone(shared), entries }
     }
 
     fn stop_when(&self) -> Option<&StopWhen> {
@@ -302,7 +310,13 @@ impl Active {
             Phase::Request => &attempt.request_content,
             Phase::Response => &attempt.response_content,
         };
-        if *unread != Content::Unread || self.is_idle() {
+        // Filters are asked here only where a body can matter: they will be
+        // asked again for the ruling.
+        let reads = match phase {
+            Phase::Request => self.reads_request || !self.late.is_empty(),
+            Phase::Response => self.reads_response,
+        };
+        if !reads || *unread != Content::Unread || self.is_idle() {
             return false;
         }
         // A little late at worst: a window that opens while the head comes.
