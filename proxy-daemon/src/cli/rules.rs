@@ -11,6 +11,7 @@ use super::Failure;
 use crate::{
     control::{self, Client, ClientError, RulesView},
     flow::record,
+    report::words::plain,
     rules::{self, RuleErrors, RuleSet, presets},
 };
 
@@ -194,18 +195,13 @@ fn list(view: &RulesView) -> String {
     }
     for rule in &view.rules {
         let off = if rule.enabled { "   " } else { "off" };
-        text.push_str(&format!("{:>8} {off}  {}\n", rule.hits, printable(&rule.name)));
+        text.push_str(&format!("{:>8} {off}  {}\n", rule.hits, plain(&rule.name)));
         // A name made of the rule says it already.
         if !rule.rule.starts_with(rule.name.as_str()) {
-            text.push_str(&format!("{:14}{}\n", "", printable(&rule.rule)));
+            text.push_str(&format!("{:14}{}\n", "", plain(&rule.rule)));
         }
     }
     text
-}
-
-/// What a terminal may be sent.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }
 
 fn attempt(rules: &Path, recording: &Path, seed: Option<u64>) -> Result<String, Failure> {

@@ -7,7 +7,7 @@
 mod build;
 mod text;
 pub mod trial;
-mod words;
+pub(crate) mod words;
 
 #[cfg(test)]
 mod tests;

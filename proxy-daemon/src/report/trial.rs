@@ -4,6 +4,7 @@
 //! have acted on, and how often each rule would have. The record cannot show
 //! what clients would have done next: attempts that followed are those that
 //! happened.
+use super::words::plain;
 use crate::{
     flow::{Attempt, Moment},
     retry::{self, Ledger, Limits},
@@ -47,7 +48,7 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
                 told.push(reply.status.to_string());
             }
             told.extend(ruling.abort.map(|abort| abort.name().to_owned()));
-            text.push_str(&printable(&format!(
+            text.push_str(&plain(&format!(
                 "{} {} attempt {}: {genuine} -> {}  by {}",
                 attempt.request.method,
                 attempt.request.url(),
@@ -60,13 +61,8 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
     }
     text.push_str(&format!("{acted} of {total} attempts would have been acted on; seed {seed}\n"));
     for rule in rules.list() {
-        text.push_str(&printable(&format!("{:>8}  {}", rule.hits, rule.name)));
+        text.push_str(&plain(&format!("{:>8}  {}", rule.hits, rule.name)));
         text.push('\n');
     }
     text
-}
-
-/// What a terminal may be sent.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }

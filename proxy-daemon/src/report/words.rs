@@ -53,7 +53,7 @@ pub(super) fn duration(ms: f64) -> String {
 
 /// The text with everything escaped that could drive a terminal or reorder
 /// what it shows.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
