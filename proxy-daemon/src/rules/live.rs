@@ -23,7 +23,10 @@ use super::{
     presets::{self, Preset},
     state::{Ask, RuleState},
 };
-use crate::flow::{Attempt, Content, Moment, content, filter::View};
+use crate::flow::{
+    Attempt, Content, Moment, content,
+    filter::{Screen, View},
+};
 
 /// How many rules that are no longer in force are kept for the report.
 const MAX_RETIRED: usize = 1000;
@@ -62,9 +65,9 @@ struct Shared {
 pub struct Active {
     set: Arc<RuleSet>,
     entries: Vec<Armed>,
-    /// Places in `entries` of what is switched on, by phase.
-    request: Vec<usize>,
-    response: Vec<usize>,
+    /// What is switched on, by phase.
+    request: Asked,
+    response: Asked,
     /// Rules of the response phase that look at the request's body: once the
     /// response has come it is too late to read it.
     late: Vec<usize>,
@@ -74,6 +77,28 @@ pub struct Active {
     /// Some rule that is switched on draws.
     draws: bool,
     shared: Arc<Shared>,
+}
+
+/// The rules of a phase.
+#[derive(Debug)]
+struct Asked {
+    /// Places in `Active::entries`.
+    places: Vec<usize>,
+    /// Over the filters of `places`.
+    screen: Screen,
+}
+
+impl Asked {
+    fn new(phase: Phase, entries: &[Armed]) -> Self {
+        let on = |armed: &Armed| armed.entry.enabled && armed.entry.rule.phase == phase;
+        let on = || entries.iter().enumerate().filter(|(_, armed)| on(armed));
+        let places = on().map(|(place, _)| place).collect();
+        Self { places, screen: Screen::new(on().map(|(_, armed)| &armed.entry.rule.filter)) }
+    }
+
+    fn rules<'a>(&self, entries: &'a [Armed]) -> impl Iterator<Item = (usize, &'a Rule)> {
+        self.places.iter().filter_map(|place| Some((*place, &*entries.get(*place)?.entry.rule)))
+    }
 }
 
 /// A rule with what belongs to it.
@@ -257,19 +282,13 @@ impl Active {
             Armed { entry: entry.clone(), state, draws: Draws::new(shared.seed, &rule.name) }
         };
         let entries: Vec<Armed> = set.iter().map(arm).collect();
-        let on = |phase| {
-            let on = |armed: &Armed| armed.entry.enabled && armed.entry.rule.phase == phase;
-            entries.iter().enumerate().filter(|(_, armed)| on(armed)).map(|(index, _)| index).collect()
-        };
-        let (request, response): (Vec<usize>, Vec<usize>) = (on(Phase::Request), on(Phase::Response));
-        let reads =
-            |place: &usize| entries.get(*place).is_some_and(|armed| armed.entry.rule.filter.needs().request_body);
-        let late = response.iter().copied().filter(reads).collect();
-        let any = |places: &[usize], reads: fn(&Rule) -> bool| {
-            places.iter().any(|place| entries.get(*place).is_some_and(|armed| reads(&armed.entry.rule)))
-        };
-        let reads_request = any(&request, |rule| rule.filter.needs().request_body);
-        let reads_response = any(&response, |rule| rule.filter.needs().response_body || merge_patch(rule).is_some());
+        let (request, response) = (Asked::new(Phase::Request, &entries), Asked::new(Phase::Response, &entries));
+        let reads_request_body = |rule: &Rule| rule.filter.needs().request_body;
+        let late = response.rules(&entries).filter(|(_, rule)| reads_request_body(rule));
+        let late = late.map(|(place, _)| place).collect();
+        let reads_request = request.rules(&entries).any(|(_, rule)| reads_request_body(rule));
+        let reads_response = |rule: &Rule| rule.filter.needs().response_body || merge_patch(rule).is_some();
+        let reads_response = response.rules(&entries).any(|(_, rule)| reads_response(rule));
         let draws = entries.iter().any(|armed| armed.entry.enabled && draws(&armed.entry.rule));
         Self { set, request, response, late, reads_request, reads_response, draws, shared: Arc::clone(shared), entries }
     }
@@ -278,19 +297,26 @@ impl Active {
         self.shared.settings.guard.stop_when.as_ref().or(self.set.guard.stop_when.as_ref())
     }
 
-    /// Rules of a phase that are still to be asked, with their places.
-    fn asked(&self, phase: Phase, progress: Progress) -> impl Iterator<Item = (usize, &Armed)> {
-        let places = match phase {
+    fn asked(&self, phase: Phase) -> &Asked {
+        match phase {
             Phase::Request => &self.request,
             Phase::Response => &self.response,
-        };
-        let open = places.iter().copied().take_while(move |place| *place < progress.ceiling);
-        open.filter_map(|place| Some((place, self.entries.get(place)?)))
+        }
+    }
+
+    /// Every rule of a phase that is still to be asked and may match, with its
+    /// place, until `then` answers false.
+    fn ask(&self, phase: Phase, progress: Progress, view: &View<'_>, mut then: impl FnMut(usize, &Armed) -> bool) {
+        let Asked { places, screen } = self.asked(phase);
+        screen.each(view, |at| match places.get(at).filter(|place| **place < progress.ceiling) {
+            Some(place) => self.entries.get(*place).is_none_or(|armed| then(*place, armed)),
+            None => false,
+        });
     }
 
     /// No rule can act: nothing has to be asked.
     pub fn is_idle(&self) -> bool {
-        self.request.is_empty() && self.response.is_empty() || self.shared.watch.is_stopped()
+        self.request.places.is_empty() && self.response.places.is_empty() || self.shared.watch.is_stopped()
     }
 
     /// What stands for the attempt's call in draws; to be asked once, when
@@ -328,44 +354,41 @@ impl Active {
         if phase == Phase::Request && self.late.iter().any(wants) {
             return true;
         }
-        for (_, Armed { entry, state, draws }) in self.asked(phase, progress) {
+        let mut reads = false;
+        self.ask(phase, progress, &view, |_, Armed { entry, state, draws }| {
             let rule = &*entry.rule;
-            match rule.filter.without_body(&view) {
-                Some(false) => continue,
-                None => return true,
-                Some(true) => {}
-            }
-            if phase == Phase::Response && merge_patch(rule).is_some() && is_drawn(rule, draws, attempt) {
-                return true;
-            }
+            let known = rule.filter.without_body(&view);
+            let merges = phase == Phase::Response && merge_patch(rule).is_some() && is_drawn(rule, draws, attempt);
+            reads = known.is_none() || (known == Some(true) && merges);
             // Only what is sure to act hides what comes after it.
             let sure = rule.limits == super::Limits::default() && rule.action.limit.is_none();
-            if sure && !rule.go_on && state.is_due(rule, now) {
-                return false;
-            }
-        }
-        false
+            let hides = known == Some(true) && sure && !rule.go_on && state.is_due(rule, now);
+            !reads && !hides
+        });
+        reads
     }
 
     /// What becomes of the attempt in this phase. Counts hits.
     pub fn rule(&self, phase: Phase, attempt: &Attempt, progress: &mut Progress, now: Moment) -> Option<Ruling> {
-        if self.asked(phase, *progress).next().is_none() || self.shared.is_over(now) {
+        let first = self.asked(phase).places.first();
+        if first.is_none_or(|place| *place >= progress.ceiling) || self.shared.is_over(now) {
             return None;
         }
         let shared = &*self.shared;
         let most = shared.settings.guard.max_injections.or(self.set.guard.max_injections);
         let view = View::new(attempt);
         let mut joint = Joint::default();
-        for (place, Armed { entry, state, draws }) in self.asked(phase, *progress) {
+        let mut ceiling = progress.ceiling;
+        self.ask(phase, *progress, &view, |place, Armed { entry, state, draws }| {
             let rule = &*entry.rule;
             if !state.is_due(rule, now) || !rule.filter.matches_view(&view) {
-                continue;
+                return true;
             }
             if rule.limits.max_share.is_some() {
                 state.matched();
             }
             if !is_drawn(rule, draws, attempt) {
-                continue;
+                return true;
             }
             // Before anything is counted: what cannot be merged uses up no
             // limit.
@@ -376,27 +399,28 @@ impl Active {
                 merged = merge_into(attempt, patch);
                 if merged.is_none() {
                     state.fail();
-                    continue;
+                    return true;
                 }
             }
             if !state.admits(rule, attempt, now, Ask::Take) || (merge_patch(rule).is_some() && merged.is_none()) {
-                continue;
+                return true;
             }
             if passes(rule) {
                 state.count();
-                progress.ceiling = place;
-                break;
+                ceiling = place;
+                return false;
             }
             if !shared.watch.inject(most) {
-                break;
+                return false;
             }
             state.count();
             joint.add(rule, attempt, draws, merged);
             if !rule.go_on {
-                progress.ceiling = place;
-                break;
+                ceiling = place;
             }
-        }
+            rule.go_on
+        });
+        progress.ceiling = ceiling;
         if shared.settings.dry_run { None } else { joint.ruling(phase, attempt) }
     }
 }

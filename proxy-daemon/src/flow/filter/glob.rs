@@ -1,6 +1,6 @@
 //! Names with `*` (any run of characters) and `?` (any one), without case.
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Glob {
     pattern: Box<[u8]>,
 }

@@ -12,6 +12,7 @@ mod matcher;
 mod operator;
 mod parse;
 mod pattern;
+mod screen;
 mod syntax;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -22,6 +23,7 @@ use std::{fmt, ops::Range, str::FromStr};
 pub use caret::{Excerpt, excerpt};
 pub use operator::{OPERATORS, Operator};
 pub use parse::{MAX_DEPTH, MAX_LENGTH};
+pub use screen::Screen;
 pub use syntax::{Argument, Expr, Kind, Leaf, Numbers, Times};
 pub use view::View;
 

@@ -107,6 +107,18 @@ impl Pattern {
         self.plain.is_some()
     }
 
+    /// In lower case: every match in an ASCII text contains one of these.
+    /// Absent where nothing of the kind is known.
+    pub(super) fn words(&self) -> Option<Vec<&[u8]>> {
+        match &self.plain {
+            Some(plain) => Some(plain.iter().map(|plain| plain.finder.needle()).collect()),
+            None => {
+                let longest = self.needed.iter().max_by_key(|word| word.finder.needle().len())?;
+                Some(vec![longest.finder.needle()])
+            }
+        }
+    }
+
     pub(super) fn is_match(&self, hay: &Hay) -> bool {
         match &self.plain {
             Some(plain) if hay.ascii => plain.iter().any(|plain| plain.is_in(hay)),
@@ -243,7 +255,7 @@ fn plain_one(hir: &Hir) -> Option<Plain> {
 }
 
 /// `SERVICE.OPERATION`, `OPERATION` or `SERVICE` with `*` and `?` in it.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct NameGlob {
     service: Option<Glob>,
     name: Option<Glob>,

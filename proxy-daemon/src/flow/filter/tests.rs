@@ -611,6 +611,23 @@ proptest! {
         }
     }
 
+    /// What the screen leaves out cannot match, and it keeps the order.
+    #[test]
+    fn a_screen_hides_nothing_that_matches(exprs in prop::collection::vec(any_expr(), 0..12), attempt in any_attempt()) {
+        let filters: Vec<Filter> = exprs.iter().map(|expr| Filter::parse(&expr.to_string()).unwrap()).collect();
+        let view = View::new(&attempt);
+        let mut shown = Vec::new();
+        Screen::new(&filters).each(&view, |place| {
+            shown.push(place);
+            true
+        });
+        prop_assert!(shown.is_sorted());
+        for (place, filter) in filters.iter().enumerate() {
+            prop_assert!(
+                shown.contains(&place) || filter.without_body(&view) == Some(false), "{} on {:?}", filter, attempt);
+        }
+    }
+
     /// What is known without a body holds whatever the body is.
     #[test]
     fn bodies_are_read_where_the_answer_depends_on_them(
