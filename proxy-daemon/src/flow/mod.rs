@@ -5,6 +5,7 @@
 //! Out: [`Attempt`], the one record that rules, the ledger and every view
 //! share. Nothing here does I/O or reads a clock.
 pub mod aws;
+pub mod complaint;
 pub mod content;
 pub mod filter;
 mod headers;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use complaint::Complaint;
 pub use headers::Headers;
 
 use crate::process::Process;
@@ -251,6 +253,8 @@ pub struct Attempt {
     pub injected: Option<Injected>,
     /// How long rules have held it up.
     pub held: Duration,
+    /// What the client was told of its failure; empty until it has ended.
+    pub complaint: Complaint,
     pub failure: Option<Failure>,
     pub ended: Option<Moment>,
     /// Body bytes, as framed by HTTP (after transfer coding is removed on

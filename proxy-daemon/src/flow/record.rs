@@ -18,8 +18,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    Attempt, CallId, ConnectionId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Protocol, Request, Response,
-    aws,
+    Attempt, CallId, Complaint, ConnectionId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Protocol, Request,
+    Response, aws,
 };
 use crate::process::{Facts, Process, ProcessKey};
 
@@ -277,6 +277,7 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
         call_key: 0,
         injected: None,
         held: Duration::ZERO,
+        complaint: Complaint::default(),
         failure: None,
         ended: Some(Moment(started.0.saturating_add(nanos(took)))),
         sent: 0,

@@ -4,6 +4,7 @@
 //! rules' decision, and one record in the ledger. An [`Exchange`] that is
 //! dropped before its end is an attempt that was cancelled: none is lost.
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,11 +13,16 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use crate::{
-    flow::{self, Attempt, Clock, ConnectionId, Content, Failure, Injected, Protocol, Request, Response},
+    flow::{
+        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Protocol, Request,
+        Response, complaint, content,
+    },
     process::Process,
     retry::{self, Ledger},
-    rules::{Abort, Active, Phase, Progress, Rules, Ruling},
+    rules::{Abort, Active, Field, Phase, Progress, Rules, Ruling},
 };
 
 /// Names the rule that rewrote a response.
@@ -75,6 +81,14 @@ pub(super) struct Exchange {
     progress: Progress,
     attempt: Attempt,
     body_start: Option<Vec<u8>>,
+    /// What rules changed of the head that the client was told.
+    told: Vec<Field>,
+    /// The body that the client is told is that of the status it is told.
+    body_told: bool,
+    /// It is a rule's own.
+    body_replaced: bool,
+    /// The start of a failure's body, as framed.
+    complaint: Vec<u8>,
     /// The request's body has been taken in where the upstream never sees it.
     pub(super) body_taken: bool,
     ended: bool,
@@ -102,6 +116,7 @@ impl Exchange {
             call_key: 0,
             injected: None,
             held: Duration::ZERO,
+            complaint: Complaint::default(),
             failure: None,
             ended: None,
             sent: 0,
@@ -110,7 +125,19 @@ impl Exchange {
         let rules = account.rules.load();
         attempt.call_key = rules.call_key(&attempt);
         let progress = Progress::default();
-        Self { account: Arc::clone(account), rules, progress, attempt, body_start, body_taken: false, ended: false }
+        Self {
+            account: Arc::clone(account),
+            rules,
+            progress,
+            attempt,
+            body_start,
+            told: Vec::new(),
+            body_told: true,
+            body_replaced: false,
+            complaint: Vec::new(),
+            body_taken: false,
+            ended: false,
+        }
     }
 
     pub(super) fn method(&self) -> &Arc<str> {
@@ -165,6 +192,12 @@ impl Exchange {
                 rule: Arc::clone(&ruling.rule),
             });
         }
+        if let Some(reply) = &ruling.reply {
+            let genuine = self.attempt.response.as_ref().map(|response| response.status);
+            self.body_told = reply.body.is_some() || genuine == Some(reply.status);
+            self.body_replaced = reply.body.is_some();
+            self.told.clone_from(&reply.headers);
+        }
         Some(ruling)
     }
 
@@ -204,8 +237,40 @@ impl Exchange {
     }
 
     /// Body bytes on their way to the client.
-    pub(super) fn received(&mut self, bytes: usize) {
-        self.attempt.received += bytes as u64;
+    pub(super) fn received(&mut self, bytes: &[u8]) {
+        self.attempt.received += bytes.len() as u64;
+        let room = complaint::BODY_START - self.complaint.len();
+        if room > 0
+            && self.body_told
+            && self.attempt.status().is_some_and(|status| complaint::in_body(status, &self.attempt.operation))
+        {
+            self.complaint.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+    }
+
+    /// What the client was told of a failure.
+    fn complain(&self) -> Complaint {
+        let Some(status) = self.attempt.status() else { return Complaint::default() };
+        let headers = self.attempt.response.as_ref().map(|response| &response.headers);
+        let field = |name: &str| {
+            let changed = self.told.iter().rev().find(|field| field.name().eq_ignore_ascii_case(name));
+            match changed {
+                Some(Field::Set(_, value) | Field::Add(_, value)) => Some(Cow::Borrowed(value.as_bytes())),
+                Some(Field::Remove(_)) => None,
+                None => headers?.get(name).map(Cow::Borrowed),
+            }
+        };
+        let genuine = headers.filter(|_| !self.body_replaced);
+        let start = match genuine.and_then(|headers| headers.get("transfer-encoding")) {
+            Some(_) => Bytes::from(super::h1::unchunked(&self.complaint)),
+            None => Bytes::copy_from_slice(&self.complaint),
+        };
+        let start = Content::Whole(start);
+        let plain = match genuine {
+            Some(headers) => content::decoded(&start, headers),
+            None => content::decoded(&start, &Headers::default()),
+        };
+        complaint::read(status, field, plain.as_deref().unwrap_or_default())
     }
 
     /// The attempt is over; only the first call counts.
@@ -217,6 +282,7 @@ impl Exchange {
         self.attempt.failure = failure;
         let now = self.account.clock.now();
         self.attempt.ended = Some(now);
+        self.attempt.complaint = self.complain();
         self.account.ledger().finish(&self.attempt);
         self.account.rules.ended(&self.attempt, now);
         tracing::debug!(

@@ -461,7 +461,7 @@ async fn tell(
     }
     {
         let mut exchange = lock(exchange);
-        exchange.received(content.len());
+        exchange.received(&content);
         // The client may ask again as soon as it has this.
         exchange.end(None);
     }
@@ -688,12 +688,11 @@ async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     let outcome = {
         let mut download = pin!(async {
             if let Some(cut) = cut.filter(|_| keep_body && !ends) {
-                pass_cut(ahead, &mut response_body, &mut client_body, cut, |length| lock(exchange).received(length))
-                    .await
+                pass_cut(ahead, &mut response_body, &mut client_body, cut, |bytes| lock(exchange).received(bytes)).await
             } else if keep_body && !ends {
                 pass(ahead, &mut response_body, &mut client_body, |bytes, last| {
                     let mut exchange = lock(exchange);
-                    exchange.received(bytes.len());
+                    exchange.received(bytes);
                     if last {
                         exchange.end(None);
                     }
@@ -832,7 +831,7 @@ async fn pass_cut(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     mut left: usize,
-    mut seen: impl FnMut(usize),
+    mut seen: impl FnMut(&[u8]),
 ) -> Result<(), Cut> {
     loop {
         let mut data = match ahead.parts.pop_front() {
@@ -847,7 +846,7 @@ async fn pass_cut(
         let whole = length <= left && ahead.is_empty() && from.is_end_stream();
         data.truncate(left);
         left -= data.len();
-        seen(data.len());
+        seen(&data);
         send(to, data, whole).await?;
         let _ = from.flow_control().release_capacity(length);
         if whole {

@@ -6,10 +6,14 @@ use std::{
 };
 
 use super::{
-    BackoffEntry, BoundsEntry, ConnectionsEntry, CountsEntry, Meta, OperationEntry, OutcomesEntry, ProblemEntry,
-    ProcessEntry, Report, RuleEntry, RuleWaitEntry, SCHEMA, Totals,
+    BackoffEntry, BoundsEntry, ClassEntry, ConnectionsEntry, CountsEntry, HerdsEntry, Meta, OperationEntry,
+    OutcomesEntry, ProblemEntry, ProcessEntry, Report, RetryAfterEntry, RuleEntry, RuleWaitEntry, SCHEMA, Totals,
+    WastedEntry,
 };
-use crate::retry::{Bounds, Connections, Counts, OperationName, ProcessShare, Snapshot, Tally};
+use crate::{
+    process::{container, unit},
+    retry::{Bounds, Class, Connections, Counts, HerdCount, OperationName, ProcessShare, Snapshot, Tally},
+};
 
 /// The document for a snapshot.
 pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
@@ -24,10 +28,13 @@ pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
         stalled_ms: ms(folded.stalled),
         stalled_injected_ms: ms(folded.stalled_injected),
         observed_ms: ms(folded.observed),
+        synchronised: herds(&folded.herds),
         connections: connections(&folded.connections),
     };
     let mut all_connections = folded.connections;
     shares.iter().for_each(|share| all_connections.add_all(&share.connections));
+    let mut all_herds = folded.herds;
+    shares.iter().for_each(|share| all_herds.add_all(&share.herds));
     let sum = |of: fn(&ProcessShare) -> Duration, rest: Duration| {
         ms(shares.iter().map(|share| of(share)).fold(rest, Duration::saturating_add))
     };
@@ -38,6 +45,7 @@ pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
         stalled_ms: sum(|share| share.stalled, folded.stalled),
         stalled_injected_ms: sum(|share| share.stalled_injected, folded.stalled_injected),
         observed_ms: sum(ProcessShare::observed, folded.observed),
+        synchronised: herds(&all_herds),
         connections: connections(&all_connections),
     };
     Report {
@@ -76,11 +84,15 @@ fn process(share: &ProcessShare) -> ProcessEntry {
         comm: facts.comm.clone(),
         exe: facts.exe.clone(),
         cgroup: facts.cgroup.clone(),
+        unit: facts.cgroup.as_deref().and_then(unit).map(str::to_owned),
+        container: facts.cgroup.as_deref().and_then(container).map(str::to_owned),
         exited: share.exited,
         counts: counts(&share.tally),
         stalled_ms: ms(share.stalled),
         stalled_injected_ms: ms(share.stalled_injected),
         observed_ms: ms(share.observed()),
+        stalled_share: ratio(share.stalled.as_secs_f64(), share.observed().as_secs_f64()).min(1.0),
+        synchronised: herds(&share.herds),
         connections: connections(&share.connections),
         operations: operations.into_iter().map(|(name, tally)| operation(name, tally)).collect(),
         rules: rules
@@ -119,6 +131,30 @@ fn counts(tally: &Tally) -> CountsEntry {
         retries_exact: tally.retries_exact,
         retries_inferred: tally.retries_inferred,
         give_ups: tally.give_ups,
+        amplification: if tally.calls == 0 { 1.0 } else { ratio(tally.attempts as f64, tally.calls as f64) },
+        classes: Class::ALL
+            .into_iter()
+            .filter(|class| tally.classes.all(*class) > 0)
+            .map(|class| {
+                let (genuine, injected) = (tally.classes.genuine(class), tally.classes.injected(class));
+                (class.name().to_owned(), ClassEntry { genuine, injected })
+            })
+            .collect(),
+        codes: tally.codes.iter().map(|(code, count)| (code.to_string(), count)).collect(),
+        retry_after: RetryAfterEntry {
+            asked: tally.asked.count,
+            asked_ms: ms(tally.asked.total),
+            followed: tally.asked.followed,
+            honoured: tally.asked.honoured,
+        },
+        sent_bytes: tally.sent,
+        received_bytes: tally.received,
+        wasted: WastedEntry {
+            ms: ms(tally.wasted.time),
+            sent_bytes: tally.wasted.sent,
+            received_bytes: tally.wasted.received,
+        },
+        repeated_writes: tally.repeated,
         held_ms: ms(tally.held),
         backoff: BackoffEntry {
             count: tally.backoff.count,
@@ -126,6 +162,9 @@ fn counts(tally: &Tally) -> CountsEntry {
             max_ms: ms(tally.backoff.max),
             injected_count: tally.backoff.injected_count,
             injected_ms: ms(tally.backoff.injected_total),
+            p50_ms: quantile(tally, 0.5),
+            p90_ms: quantile(tally, 0.9),
+            p99_ms: quantile(tally, 0.99),
         },
     }
 }
@@ -142,6 +181,21 @@ fn outcomes(tally: &Tally) -> OutcomesEntry {
         aborted: named(&tally.aborted, str::to_owned),
         errors: named(&tally.errors, str::to_owned),
     }
+}
+
+/// Never above the longest wait, which is known exactly.
+fn quantile(tally: &Tally, q: f64) -> f64 {
+    ms(tally.backoff.quantiles.at(q).unwrap_or_default().min(tally.backoff.max))
+}
+
+/// To the fourth digit; 0 where there is nothing to compare with.
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { (part / whole * 1e4).round() / 1e4 } else { 0.0 }
+}
+
+fn herds(count: &HerdCount) -> HerdsEntry {
+    let HerdCount { herds, retries, largest } = *count;
+    HerdsEntry { herds, retries, largest }
 }
 
 fn connections(connections: &Connections) -> ConnectionsEntry {

@@ -79,6 +79,8 @@ pub struct Totals {
     pub stalled_ms: f64,
     pub stalled_injected_ms: f64,
     pub observed_ms: f64,
+    #[serde(default)]
+    pub synchronised: HerdsEntry,
     pub connections: ConnectionsEntry,
 }
 
@@ -93,6 +95,12 @@ pub struct ProcessEntry {
     pub comm: String,
     pub exe: Option<String>,
     pub cgroup: Option<String>,
+    /// The systemd unit that it runs in.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// The id of the container that it runs in.
+    #[serde(default)]
+    pub container: Option<String>,
     pub exited: bool,
     #[serde(flatten)]
     pub counts: CountsEntry,
@@ -103,6 +111,12 @@ pub struct ProcessEntry {
     pub stalled_injected_ms: f64,
     /// From its first connection to its exit or the report.
     pub observed_ms: f64,
+    /// `stalled_ms` as a part of `observed_ms`, from 0 to 1.
+    #[serde(default)]
+    pub stalled_share: f64,
+    /// Retries that woke together.
+    #[serde(default)]
+    pub synchronised: HerdsEntry,
     pub connections: ConnectionsEntry,
     /// Longest backoff first, then by attempts, then by name.
     pub operations: Vec<OperationEntry>,
@@ -134,10 +148,67 @@ pub struct CountsEntry {
     pub retries_exact: u64,
     pub retries_inferred: u64,
     pub give_ups: u64,
+    /// Attempts ÷ calls; 1 where there are none.
+    #[serde(default)]
+    pub amplification: f64,
+    /// Attempts by kind of outcome; every attempt is in one of them.
+    #[serde(default)]
+    pub classes: BTreeMap<String, ClassEntry>,
+    /// Services' own codes of errors.
+    #[serde(default)]
+    pub codes: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub retry_after: RetryAfterEntry,
+    /// Body bytes to and from the upstream or the rule that stood for it.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    #[serde(default)]
+    pub received_bytes: u64,
+    #[serde(default)]
+    pub wasted: WastedEntry,
+    /// Retries of requests that are not idempotent and that the upstream had
+    /// carried out.
+    #[serde(default)]
+    pub repeated_writes: u64,
     /// How long rules have held attempts up.
     #[serde(default)]
     pub held_ms: f64,
     pub backoff: BackoffEntry,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassEntry {
+    pub genuine: u64,
+    pub injected: u64,
+}
+
+/// How long responses asked clients to wait, and what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetryAfterEntry {
+    /// Failed attempts whose response asked for a wait.
+    pub asked: u64,
+    pub asked_ms: f64,
+    /// Of `asked`, those that another attempt followed.
+    pub followed: u64,
+    /// Of `followed`, those that were waited for long enough.
+    pub honoured: u64,
+}
+
+/// What failed attempts have cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WastedEntry {
+    pub ms: f64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+/// Retries that woke together: at least ten within a tenth of a second, after
+/// fewer in the half second before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HerdsEntry {
+    pub herds: u64,
+    pub retries: u64,
+    pub largest: u64,
 }
 
 /// Every attempt is in exactly one of `statuses`, `injected`, `aborted` and
@@ -165,6 +236,13 @@ pub struct BackoffEntry {
     /// The parts that followed an outcome that a rule made.
     pub injected_count: u64,
     pub injected_ms: f64,
+    /// Quantiles, to 1 %; zero where nothing waited.
+    #[serde(default)]
+    pub p50_ms: f64,
+    #[serde(default)]
+    pub p90_ms: f64,
+    #[serde(default)]
+    pub p99_ms: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use unicode_width::UnicodeWidthStr;
 use super::*;
 use crate::{
     flow::{
-        Attempt, ConnectionId, Content, Failure, Headers, Injected, Moment, Operation, Protocol, Request, Response,
+        Attempt, Complaint, ConnectionId, Content, Failure, Headers, Injected, Moment, Operation, Protocol, Request,
+        Response,
     },
     process::{Facts, Process, ProcessKey},
     retry::{CallKey, ConnectionKind, Family, Ledger, Limits, Problem, Signal},
@@ -94,6 +95,7 @@ impl Scene {
             response_content: Content::Unread,
             call_key: 0,
             held: Duration::ZERO,
+            complaint: Complaint::default(),
             sent: 0,
             received: 0,
         });

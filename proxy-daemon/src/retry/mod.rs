@@ -9,11 +9,13 @@
 //! bound.
 //!
 //! [`flow::Link`]: crate::flow::Link
+mod class;
 mod ledger;
 mod signals;
 
+pub use class::Class;
 pub use ledger::{
-    Backoff, Bounds, ConnectionKind, Connections, Counts, Folded, Ledger, Limits, OperationName, Outcome, Problem,
-    ProblemCount, ProcessShare, RuleWait, Snapshot, Tally,
+    Asked, Backoff, Bounds, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger, Limits,
+    OperationName, Outcome, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Snapshot, Tally, Wasted,
 };
 pub use signals::{CallKey, Family, Grammar, Row, Signal, TABLE, read};

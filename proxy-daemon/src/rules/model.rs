@@ -291,6 +291,13 @@ pub enum Field {
     Remove(Arc<str>),
 }
 
+impl Field {
+    pub fn name(&self) -> &str {
+        let (Field::Set(name, _) | Field::Add(name, _) | Field::Remove(name)) = self;
+        name
+    }
+}
+
 /// Whether a response field describes the body, and so goes when another body
 /// takes its place.
 pub fn describes_body(name: &[u8]) -> bool {

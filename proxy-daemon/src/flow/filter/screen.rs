@@ -247,9 +247,8 @@ impl<'a> Plan<'a> {
                 }
             });
         }
-        let words = words.into_iter().filter_map(|(text, from, to, search)| {
-            Some(Words { text, search: search?, from, to })
-        });
+        let words =
+            words.into_iter().filter_map(|(text, from, to, search)| Some(Words { text, search: search?, from, to }));
         let names = self.names.into_iter().map(|(name, place)| (name.clone(), first_name + place));
         Screen {
             guards: guards.into(),

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     flow::{
-        CallId, ConnectionId, Content, Evidence, Failure, Headers, Injected, Link, Moment, Operation, Protocol,
-        Request, Response,
+        CallId, Complaint, ConnectionId, Content, Evidence, Failure, Headers, Injected, Link, Moment, Operation,
+        Protocol, Request, Response,
     },
     process::{Facts, Process, ProcessKey},
 };
@@ -51,6 +51,7 @@ pub(crate) fn attempt() -> Attempt {
         response_content: Content::Unread,
         call_key: 0,
         held: Duration::ZERO,
+        complaint: Complaint::default(),
         sent: 0,
         received: 0,
     }

@@ -44,6 +44,11 @@ use crate::{
     rules::{Abort, Phase, Ruling},
 };
 
+/// The data in the start of a chunked body.
+pub(in crate::proxy) fn unchunked(bytes: &[u8]) -> Vec<u8> {
+    body::content(Framing::Chunked, bytes)
+}
+
 /// One read while a body streams. A TLS record holds 16 KiB at most.
 const BODY_BUFFER: usize = 64 * 1024;
 /// The most of a genuine body that is read only to be dropped.
@@ -731,7 +736,7 @@ async fn tell<W: AsyncWrite + Unpin>(to: &mut W, shared: &Shared, pending: &Pend
     }
     {
         let mut exchange = lock(exchange);
-        exchange.received(body.len());
+        exchange.received(&body);
         // The client may ask again as soon as it has the answer.
         exchange.end(None);
     }
@@ -851,7 +856,7 @@ where
     // again as soon as it has that.
     let received = |bytes: &[u8], last: bool| {
         let mut exchange = lock(exchange);
-        exchange.received(bytes.len());
+        exchange.received(bytes);
         if last {
             exchange.end(None);
         }
@@ -863,7 +868,7 @@ where
         let replaced = replaced.slice(..replaced.len().min(cut));
         {
             let mut exchange = lock(exchange);
-            exchange.received(replaced.len());
+            exchange.received(&replaced);
             exchange.end(None);
         }
         match write_two(to, head, &replaced).await {

@@ -5,7 +5,7 @@
 //! end, but a client may think otherwise (an error inside a 200, a region
 //! redirect), so they are kept for a while. A flood of successes thus never
 //! drives out a call that is waiting to be retried.
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use lru::LruCache;
 
@@ -13,7 +13,11 @@ use super::tally::Outcome;
 use crate::{
     flow::{CallId, Moment},
     process::ProcessKey,
-    retry::signals::{CallKey, Family},
+    retry::{
+        Class,
+        class::is_retryable,
+        signals::{CallKey, Family},
+    },
 };
 
 /// What names a call beyond doubt.
@@ -37,7 +41,12 @@ pub(super) struct Place {
 pub(super) struct Last {
     pub(super) ended: Moment,
     pub(super) outcome: Outcome,
+    pub(super) class: Class,
     pub(super) place: Place,
+    /// How long the client was asked to wait.
+    pub(super) asked: Option<Duration>,
+    /// The upstream had carried out what cannot be done twice.
+    pub(super) done: bool,
     /// The rule that made the outcome.
     pub(super) rule: Option<Arc<str>>,
 }
@@ -89,12 +98,13 @@ impl Call {
     pub(super) fn given_up_with(&self) -> Option<&Last> {
         let last = self.last.as_ref().filter(|_| self.in_flight == 0 && !self.won)?;
         let again = || self.tried_again.is_some_and(|before| before.same(last.outcome));
-        (last.outcome.retryable() || (!last.outcome.succeeded() && again())).then_some(last)
+        let retryable = is_retryable(last.class, last.outcome.status());
+        (retryable || (last.class.is_failure() && again())).then_some(last)
     }
 
     /// Nothing is under way and nothing more is expected.
     fn settled(&self) -> bool {
-        let failed = self.last.as_ref().is_some_and(|last| !last.outcome.succeeded());
+        let failed = self.last.as_ref().is_some_and(|last| last.class.is_failure());
         self.in_flight == 0 && (self.won || !failed || self.max.is_some_and(|max| self.highest >= max))
     }
 }

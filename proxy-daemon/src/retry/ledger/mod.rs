@@ -27,6 +27,8 @@
 //! Totals hold for ever: a process or operation past its limit is folded into
 //! a row for the others, and [`Bounds`] tells what that cost.
 mod calls;
+mod herds;
+mod quantiles;
 mod shares;
 mod snapshot;
 mod tally;
@@ -37,14 +39,16 @@ mod union;
 use std::{fmt, sync::Arc};
 
 use calls::{CallName, Calls, Last, Place};
+pub use herds::HerdCount;
 use lru::LruCache;
+pub use quantiles::Quantiles;
 use shares::Share;
 pub use snapshot::{
     Bounds, ConnectionKind, Connections, Folded, Problem, ProblemCount, ProcessShare, RuleWait, Snapshot,
 };
-pub use tally::{Backoff, Counts, OperationName, Outcome, Tally};
+pub use tally::{Asked, Backoff, Classes, Codes, Counts, OperationName, Outcome, Tally, Wasted};
 
-use super::Signal;
+use super::{Class, Signal, class::is_retryable};
 use crate::{
     flow::{Attempt, CallId, Evidence, Link, Moment, Wait},
     process::{Process, ProcessKey},
@@ -152,15 +156,8 @@ impl Ledger {
         if alone {
             call.won = false;
             call.tried_again = call.last.as_ref().map(|last| last.outcome);
-            if let Some(last) = call.last.as_ref().filter(|last| !last.outcome.redirected() && last.ended <= at) {
-                let wait = Wait { from: last.ended, to: at, injected: last.rule.is_some() };
-                waited = Some(wait);
-                if let Some(share) = self.shares.peek_mut(&process.key) {
-                    share.waited(&wait, last.rule.as_ref(), limit);
-                }
-                tally_at(&mut self.shares, &mut self.folded, process.key, last.place)
-                    .backoff
-                    .add(wait.length(), wait.injected);
+            if let Some(last) = call.last.as_ref().filter(|last| last.ended <= at) {
+                waited = follow(&mut self.shares, &mut self.folded, process.key, last, at, limit);
             }
         }
         if let Some(place) = call.given_up.take() {
@@ -174,20 +171,19 @@ impl Ledger {
     /// An attempt has ended: the whole record.
     pub fn finish(&mut self, attempt: &Attempt) {
         let ended = attempt.ended.unwrap_or(attempt.started);
-        let outcome = Outcome::of(attempt);
+        let (outcome, class) = (Outcome::of(attempt), Class::of(attempt));
         let limit = self.limits.operations;
         self.share(&attempt.process, ended);
         let Some(share) = self.shares.peek_mut(&attempt.process.key) else { return };
         let place = share.place(attempt, limit);
         let Some(tally) = share.tally(place) else { return };
-        tally.attempts += 1;
-        tally.outcome(outcome);
-        tally.held = tally.held.saturating_add(attempt.held);
+        tally.ended(attempt, outcome, class);
+        let retryable = is_retryable(class, outcome.status());
 
         if attempt.link.evidence == Evidence::Alone {
             tally.calls += 1;
             tally.unlinked += 1;
-            tally.give_ups += u64::from(outcome.retryable());
+            tally.give_ups += u64::from(retryable);
             return;
         }
         let call = self.calls.get(attempt.link.call);
@@ -201,7 +197,7 @@ impl Ledger {
         let Some(call) = call else {
             // Forgotten while it was under way: what the number alone tells.
             tally.calls += u64::from(first);
-            tally.give_ups += u64::from(outcome.retryable());
+            tally.give_ups += u64::from(retryable);
             return;
         };
 
@@ -215,12 +211,15 @@ impl Ledger {
             tally.calls_retried += 1;
         }
         call.in_flight = call.in_flight.saturating_sub(1);
-        call.won |= outcome.succeeded();
+        call.won |= !class.is_failure();
         if call.last.as_ref().is_none_or(|last| last.ended <= ended) {
             call.last = Some(Last {
                 ended,
                 outcome,
+                class,
                 place,
+                asked: attempt.complaint.wait.filter(|_| class.is_failure()),
+                done: tally::is_done(attempt, class),
                 rule: attempt.injected.as_ref().map(|injected| Arc::clone(&injected.rule)),
             });
         }
@@ -274,9 +273,40 @@ impl Ledger {
         self.folded.tally.add_all(&report.tally);
         self.folded.connections.add_all(&report.connections);
         self.folded.observed = self.folded.observed.saturating_add(report.observed());
+        self.folded.herds.add_all(&report.herds);
         self.folded.stalled = self.folded.stalled.saturating_add(report.stalled);
         self.folded.stalled_injected = self.folded.stalled_injected.saturating_add(report.stalled_injected);
     }
+}
+
+/// A call goes on after its attempt that ended last: what that costs, and what
+/// it says of the attempt. The wait, unless it followed a redirect.
+fn follow(
+    shares: &mut LruCache<ProcessKey, Share>,
+    folded: &mut Folded,
+    process: ProcessKey,
+    last: &Last,
+    at: Moment,
+    limit: usize,
+) -> Option<Wait> {
+    let redirected = last.outcome.redirected();
+    let wait = Wait { from: last.ended, to: at, injected: last.rule.is_some() };
+    if !redirected && let Some(share) = shares.peek_mut(&process) {
+        share.waited(&wait, last.rule.as_ref(), limit);
+    }
+    let tally = tally_at(shares, folded, process, last.place);
+    if last.class == Class::Cancelled {
+        tally.classes.was_timeout();
+    }
+    if let Some(asked) = last.asked {
+        tally.followed(asked, wait.length());
+    }
+    tally.repeated += u64::from(last.done);
+    if redirected {
+        return None;
+    }
+    tally.backoff.add(wait.length(), wait.injected);
+    Some(wait)
 }
 
 /// The tally at a place; that of the folded processes where the process has

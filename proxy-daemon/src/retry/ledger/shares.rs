@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use super::{
     Limits,
     calls::Place,
+    herds::Herds,
     snapshot::{ConnectionKind, Connections, Problem, ProblemCount, ProcessShare, RuleWait},
     tally::{OperationName, Tally},
     union::Union,
@@ -29,6 +30,7 @@ pub(super) struct Share {
     index: HashMap<OperationName, u32, lru::DefaultHasher>,
     waits: Union,
     injected_waits: Union,
+    herds: Herds,
     rules: Vec<RuleWait>,
     problems: Vec<ProblemCount>,
     /// Attempts counted in the row for other operations.
@@ -49,6 +51,7 @@ impl Share {
             index: HashMap::default(),
             waits: Union::new(limits.spans),
             injected_waits: Union::new(limits.spans),
+            herds: Herds::default(),
             rules: Vec::new(),
             problems: Vec::new(),
             operations_folded: 0,
@@ -117,6 +120,7 @@ impl Share {
 
     pub(super) fn waited(&mut self, wait: &Wait, rule: Option<&Arc<str>>, limit: usize) {
         self.waits.add(wait.from, wait.to);
+        self.herds.woke(wait.to);
         if wait.injected {
             self.injected_waits.add(wait.from, wait.to);
         }
@@ -155,6 +159,7 @@ impl Share {
             tally: self.whole(),
             stalled: self.waits.covered(),
             stalled_injected: self.injected_waits.covered(),
+            herds: self.herds.counted(),
             rules: self.rules.clone(),
             connections: self.connections,
             operations: self.rows.clone(),

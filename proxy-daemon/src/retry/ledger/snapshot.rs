@@ -1,7 +1,10 @@
 //! What the ledger tells, as plain values.
 use std::{sync::Arc, time::Duration};
 
-use super::tally::{OperationName, Tally};
+use super::{
+    herds::HerdCount,
+    tally::{OperationName, Tally},
+};
 use crate::{flow::Moment, process::Process};
 
 /// What became of a connection.
@@ -83,6 +86,8 @@ pub struct ProcessShare {
     /// The union of its waits, and of those that followed a rule's doing.
     pub stalled: Duration,
     pub stalled_injected: Duration,
+    /// Retries that woke together.
+    pub herds: HerdCount,
     pub rules: Vec<RuleWait>,
     pub connections: Connections,
     /// In the order in which they were first seen.
@@ -104,6 +109,7 @@ pub struct Folded {
     pub connections: Connections,
     pub stalled: Duration,
     pub stalled_injected: Duration,
+    pub herds: HerdCount,
     pub observed: Duration,
 }
 

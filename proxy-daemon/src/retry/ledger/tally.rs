@@ -1,7 +1,11 @@
 //! What is counted: the same tally for an operation, a process and the whole.
 use std::{sync::Arc, time::Duration};
 
-use crate::flow::{Attempt, Failure, Injected as Told, Request};
+use super::quantiles::Quantiles;
+use crate::{
+    flow::{Attempt, Failure, Injected as Told, Request},
+    retry::Class,
+};
 
 /// How an attempt came out, from the client's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,18 +43,6 @@ impl Outcome {
         }
     }
 
-    /// What a client may well try again. A call that ends like this has been
-    /// given up.
-    pub fn retryable(self) -> bool {
-        match self {
-            Outcome::Error(failure) => failure.is_some_and(|failure| failure != Failure::Cancelled),
-            Outcome::Aborted(_) => true,
-            Outcome::Genuine(status) | Outcome::Injected { told: status, .. } => {
-                matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 509 | 529)
-            }
-        }
-    }
-
     /// The client took away the same: a status, whoever told it, or a kind of
     /// failure.
     pub(super) fn same(self, other: Self) -> bool {
@@ -59,11 +51,6 @@ impl Outcome {
             (Outcome::Aborted(one), Outcome::Aborted(other)) => one == other,
             _ => self.status().is_some() && self.status() == other.status(),
         }
-    }
-
-    /// A status that settles the call: informational, success or redirect.
-    pub(super) fn succeeded(self) -> bool {
-        self.status().is_some_and(|status| status < 400)
     }
 
     pub(super) fn redirected(self) -> bool {
@@ -135,6 +122,8 @@ pub struct Backoff {
     pub injected_count: u64,
     /// The part of `total` that followed a rule's doing.
     pub injected_total: Duration,
+    /// Of their lengths.
+    pub quantiles: Quantiles,
 }
 
 impl Backoff {
@@ -142,6 +131,7 @@ impl Backoff {
         self.count += 1;
         self.total = self.total.saturating_add(wait);
         self.max = self.max.max(wait);
+        self.quantiles.add(wait);
         if injected {
             self.injected_count += 1;
             self.injected_total = self.injected_total.saturating_add(wait);
@@ -154,6 +144,113 @@ impl Backoff {
         self.max = self.max.max(other.max);
         self.injected_count += other.injected_count;
         self.injected_total = self.injected_total.saturating_add(other.injected_total);
+        self.quantiles.add_all(&other.quantiles);
+    }
+}
+
+/// Attempts by kind of outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Classes {
+    genuine: [u64; Class::ALL.len()],
+    injected: [u64; Class::ALL.len()],
+}
+
+impl Classes {
+    /// Told, or caused, by the upstream or the client.
+    pub fn genuine(&self, class: Class) -> u64 {
+        self.genuine[class as usize]
+    }
+
+    /// Made by a rule.
+    pub fn injected(&self, class: Class) -> u64 {
+        self.injected[class as usize]
+    }
+
+    pub fn all(&self, class: Class) -> u64 {
+        self.genuine(class) + self.injected(class)
+    }
+
+    pub(super) fn add(&mut self, class: Class, injected: bool) {
+        let counts = if injected { &mut self.injected } else { &mut self.genuine };
+        counts[class as usize] += 1;
+    }
+
+    /// A client that went away had waited in vain: it tries again.
+    pub(super) fn was_timeout(&mut self) {
+        let [gone, late] = [Class::Cancelled, Class::Timeout].map(|class| class as usize);
+        if self.genuine[gone] > 0 {
+            self.genuine[gone] -= 1;
+            self.genuine[late] += 1;
+        }
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.genuine.iter_mut().zip(other.genuine).for_each(|(sum, count)| *sum += count);
+        self.injected.iter_mut().zip(other.injected).for_each(|(sum, count)| *sum += count);
+    }
+}
+
+/// Different error codes that one tally tells apart.
+const MAX_CODES: usize = 16;
+
+/// Services' own error codes, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Codes(Vec<(Arc<str>, u64)>);
+
+impl Codes {
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.0.iter().map(|(code, count)| (code, *count))
+    }
+
+    fn add(&mut self, code: &Arc<str>, count: u64) {
+        match self.0.binary_search_by(|entry| entry.0.cmp(code)) {
+            Ok(at) => self.0[at].1 += count,
+            Err(at) if self.0.len() < MAX_CODES => self.0.insert(at, (Arc::clone(code), count)),
+            // Past the limit the last takes the rest: `~` sorts after letters.
+            Err(_) => match self.0.last_mut() {
+                Some((last, sum)) if &**last == "~other" => *sum += count,
+                _ => self.0.push((Arc::from("~other"), count)),
+            },
+        }
+    }
+}
+
+/// How long services asked clients to wait (`Retry-After` and its like).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Failed attempts whose response asked for a wait.
+    pub count: u64,
+    pub total: Duration,
+    /// Of `count`, those that the client followed with another attempt.
+    pub followed: u64,
+    /// Of `followed`, those that it waited long enough for.
+    pub honoured: u64,
+}
+
+impl Asked {
+    fn add_all(&mut self, other: &Self) {
+        self.count += other.count;
+        self.total = self.total.saturating_add(other.total);
+        self.followed += other.followed;
+        self.honoured += other.honoured;
+    }
+}
+
+/// What failed attempts have cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wasted {
+    /// From their starts to their ends, summed.
+    pub time: Duration,
+    /// Body bytes.
+    pub sent: u64,
+    pub received: u64,
+}
+
+impl Wasted {
+    fn add_all(&mut self, other: &Self) {
+        self.time = self.time.saturating_add(other.time);
+        self.sent += other.sent;
+        self.received += other.received;
     }
 }
 
@@ -184,6 +281,18 @@ pub struct Tally {
     pub aborted: Counts<&'static str>,
     /// Attempts without a status for the client, or with half a response.
     pub errors: Counts<&'static str>,
+    /// The same attempts by kind.
+    pub classes: Classes,
+    /// What services called their errors.
+    pub codes: Codes,
+    pub asked: Asked,
+    /// Body bytes of all attempts.
+    pub sent: u64,
+    pub received: u64,
+    pub wasted: Wasted,
+    /// Retries of requests that are not idempotent and that the upstream had
+    /// carried out: the client never heard of it.
+    pub repeated: u64,
     /// How long rules have held attempts up.
     pub held: Duration,
     pub backoff: Backoff,
@@ -207,11 +316,46 @@ impl Tally {
         self.replaced.add_all(&other.replaced);
         self.aborted.add_all(&other.aborted);
         self.errors.add_all(&other.errors);
+        self.classes.add_all(&other.classes);
+        other.codes.iter().for_each(|(code, count)| self.codes.add(code, count));
+        self.asked.add_all(&other.asked);
+        self.sent += other.sent;
+        self.received += other.received;
+        self.wasted.add_all(&other.wasted);
+        self.repeated += other.repeated;
         self.held = self.held.saturating_add(other.held);
         self.backoff.add_all(&other.backoff);
     }
 
-    pub(super) fn outcome(&mut self, outcome: Outcome) {
+    /// Counts an attempt that has ended.
+    pub(super) fn ended(&mut self, attempt: &Attempt, outcome: Outcome, class: Class) {
+        self.attempts += 1;
+        self.outcome(outcome);
+        self.classes.add(class, attempt.injected.is_some());
+        self.held = self.held.saturating_add(attempt.held);
+        self.sent += attempt.sent;
+        self.received += attempt.received;
+        if !class.is_failure() {
+            return;
+        }
+        let time = attempt.ended.unwrap_or(attempt.started).since(attempt.started);
+        self.wasted.add_all(&Wasted { time, sent: attempt.sent, received: attempt.received });
+        if let Some(code) = &attempt.complaint.code {
+            self.codes.add(code, 1);
+        }
+        if let Some(wait) = attempt.complaint.wait {
+            self.asked.count += 1;
+            self.asked.total = self.asked.total.saturating_add(wait);
+        }
+    }
+
+    /// The client follows an attempt that asked for this wait.
+    pub(super) fn followed(&mut self, asked: Duration, waited: Duration) {
+        self.asked.followed += 1;
+        self.asked.honoured += u64::from(waited + TOLERANCE >= asked);
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Genuine(status) => self.statuses.add_status(status),
             Outcome::Injected { told, genuine } => {
@@ -224,6 +368,28 @@ impl Tally {
             Outcome::Error(failure) => self.errors.add(failure.map_or("unknown", Failure::name), 1),
         }
     }
+}
+
+/// Timers fire late rather than early, but clients round.
+const TOLERANCE: Duration = Duration::from_millis(20);
+
+/// The upstream has carried out what it may not be asked to do twice, and the
+/// client was told otherwise.
+pub(super) fn is_done(attempt: &Attempt, class: Class) -> bool {
+    let done = attempt.response.as_ref().is_some_and(|response| (200..300).contains(&response.status));
+    let keyed = || attempt.request.headers.get("idempotency-key").is_some();
+    done && class.is_failure()
+        && attempt.complaint.code.is_none()
+        && matches!(&*attempt.request.method, "POST" | "PATCH")
+        && !attempt.operation.name.as_deref().is_some_and(reads)
+        && !keyed()
+}
+
+/// Operations of RPC services that are sent by POST and change nothing.
+fn reads(operation: &str) -> bool {
+    ["Get", "List", "Describe", "Head", "Query", "Scan", "Search", "BatchGet", "Receive", "Select", "Lookup", "Count"]
+        .iter()
+        .any(|verb| operation.starts_with(verb))
 }
 
 /// What an attempt is counted under.

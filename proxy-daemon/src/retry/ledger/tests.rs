@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    flow::{ConnectionId, Content, Failure, Headers, Injected, Operation, Protocol, Request, Response},
+    flow::{Complaint, ConnectionId, Content, Failure, Headers, Injected, Operation, Protocol, Request, Response},
     process::Facts,
     retry::{CallKey, Family},
 };
@@ -22,6 +22,88 @@ fn ms(at: u64) -> Moment {
 
 fn signal(call: &str, number: impl Into<Option<u32>>, max: impl Into<Option<u32>>) -> Signal {
     Signal { family: Family::Aws, call: CallKey::of(call.as_bytes()), number: number.into(), max: max.into() }
+}
+
+/// An attempt with a complaint, and what it moved.
+fn complaining(story: &mut Story, call: &str, number: u32, at: (u64, u64), change: impl FnOnce(&mut Attempt)) {
+    let (link, _) = story.begin(Some(signal(call, number, 5)), at.0);
+    let mut attempt = attempt(&story.process, link, (ms(at.0), ms(at.1)), Status(400), "GetItem");
+    change(&mut attempt);
+    story.ledger.finish(&attempt);
+}
+
+#[test]
+fn a_throttle_told_by_its_code_alone_is_one() {
+    let mut story = Story::new();
+    complaining(&mut story, "a", 1, (0, 10), |attempt| {
+        attempt.complaint.code = Some("ThrottlingException".into());
+        (attempt.sent, attempt.received) = (7, 50);
+    });
+    let tally = story.tally();
+    assert_eq!((tally.classes.genuine(Class::Throttled), tally.give_ups), (1, 1));
+    assert_eq!(
+        tally.codes.iter().map(|(code, count)| (&**code, count)).collect::<Vec<_>>(),
+        [("ThrottlingException", 1)]
+    );
+    assert_eq!(tally.wasted, Wasted { time: Duration::from_millis(10), sent: 7, received: 50 });
+}
+
+#[test]
+fn a_wait_that_was_asked_for_is_honoured_or_not() {
+    let mut story = Story::new();
+    let asks = |attempt: &mut Attempt| {
+        attempt.complaint.wait = Some(Duration::from_secs(1));
+        attempt.response.as_mut().unwrap().status = 503;
+    };
+    complaining(&mut story, "a", 1, (0, 10), asks);
+    complaining(&mut story, "a", 2, (1_015, 1_020), asks);
+    complaining(&mut story, "a", 3, (1_200, 1_210), asks);
+    let asked = story.tally().asked;
+    assert_eq!((asked.count, asked.followed, asked.honoured, asked.total), (3, 2, 1, Duration::from_secs(3)));
+}
+
+#[test]
+fn a_client_that_left_and_came_back_had_waited_in_vain() {
+    let mut story = Story::new();
+    story.attempt(signal("a", 1, 3), (0, 1_000), Fails(Failure::Cancelled));
+    assert_eq!(story.tally().classes.genuine(Class::Cancelled), 1);
+    story.attempt(signal("a", 2, 3), (1_050, 1_060), Status(200));
+    let classes = story.tally().classes;
+    let of = |class| classes.genuine(class);
+    assert_eq!((of(Class::Cancelled), of(Class::Timeout), of(Class::Success)), (0, 1, 1));
+}
+
+#[test]
+fn writes_that_were_done_and_are_done_again_are_counted() {
+    let mut story = Story::new();
+    let lost = |method: &'static str, operation: &'static str| {
+        move |attempt: &mut Attempt| {
+            attempt.request.method = method.into();
+            attempt.operation.name = Some(operation.into());
+            attempt.response.as_mut().unwrap().status = 200;
+            attempt.failure = Some(Failure::Reset);
+        }
+    };
+    for (call, method, operation) in
+        [("a", "POST", "PutItem"), ("b", "POST", "GetItem"), ("c", "PUT", "PutObject"), ("d", "POST", "Publish")]
+    {
+        complaining(&mut story, call, 1, (0, 10), lost(method, operation));
+        complaining(&mut story, call, 2, (20, 30), lost(method, operation));
+    }
+    assert_eq!(story.tally().repeated, 2);
+}
+
+#[test]
+fn quantiles_are_of_the_waits() {
+    let mut story = Story::new();
+    for call in 0..100 {
+        let name = call.to_string();
+        story.attempt(signal(&name, 1, 3), (0, 10), Status(503));
+        story.attempt(signal(&name, 2, 3), (10 + call * 10, 1_200), Status(200));
+    }
+    let quantiles = story.tally().backoff.quantiles;
+    let at = |q| quantiles.at(q).unwrap().as_millis();
+    assert!((490..=500).contains(&at(0.5)) && (980..=999).contains(&at(0.99)), "{} {}", at(0.5), at(0.99));
 }
 
 /// How an attempt of the stories ends.
@@ -115,6 +197,7 @@ fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End,
         response_content: Content::Unread,
         call_key: 0,
         held: Duration::ZERO,
+        complaint: Complaint::default(),
         sent: 0,
         received: 0,
     }
@@ -480,12 +563,27 @@ fn naive(events: &[Event], pid: u32) -> (Tally, Duration) {
         Status(status) | Rule(status) => status == 503 || status == 429,
         Fails(failure) => failure != Failure::Cancelled,
     };
+    let class = |end: End| match end {
+        Status(status) | Rule(status) => match status {
+            429 => Class::Throttled,
+            500.. => Class::ServerError,
+            400.. => Class::ClientError,
+            _ => Class::Success,
+        },
+        Fails(Failure::Cancelled) => Class::Cancelled,
+        Fails(Failure::TimedOut) => Class::Timeout,
+        Fails(_) => Class::Connection,
+    };
     let told = |end: End| match end {
         Status(status) | Rule(status) => Some(status),
         Fails(_) => None,
     };
     for event in events.iter().filter(|event| event.process == pid) {
         tally.attempts += 1;
+        tally.classes.add(class(event.end), matches!(event.end, Rule(_)));
+        if class(event.end) != Class::Success {
+            tally.wasted.time += Duration::from_millis(event.length);
+        }
         if event.number == 0 {
             tally.calls += 1;
             tally.unlinked += 1;
@@ -508,6 +606,9 @@ fn naive(events: &[Event], pid: u32) -> (Tally, Duration) {
                 continue;
             }
             let Some(last) = before.iter().max_by_key(|other| other.from + other.length) else { continue };
+            if matches!(last.end, Fails(Failure::Cancelled)) {
+                tally.classes.was_timeout();
+            }
             if told(last.end).is_some_and(|status| (300..400).contains(&status)) {
                 continue;
             }
