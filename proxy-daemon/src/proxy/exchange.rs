@@ -15,6 +15,8 @@ use std::{
 
 use bytes::Bytes;
 
+use super::Feed;
+
 use crate::{
     flow::{
         self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Protocol, Request,
@@ -44,13 +46,15 @@ pub(super) fn belies(field: &[u8], status: u16) -> bool {
 pub struct Account {
     pub clock: Clock,
     pub rules: Rules,
+    /// Ended attempts, for whoever watches.
+    pub feed: Feed,
     ledger: Mutex<Ledger>,
     connections: AtomicU64,
 }
 
 impl Account {
     pub fn new(clock: Clock, rules: Rules, ledger: Ledger) -> Self {
-        Self { clock, rules, ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
+        Self { clock, rules, feed: Feed::default(), ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
     }
 
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -285,6 +289,7 @@ impl Exchange {
         self.attempt.complaint = self.complain();
         self.account.ledger().finish(&self.attempt);
         self.account.rules.ended(&self.attempt, now);
+        self.account.feed.publish(&self.attempt);
         tracing::debug!(
             pid = self.attempt.process.key.pid,
             method = &*self.attempt.request.method,

@@ -9,6 +9,7 @@
 mod connection;
 mod exchange;
 mod failure;
+mod feed;
 mod h1;
 mod h2;
 mod route;
@@ -32,6 +33,7 @@ use tokio::{
 };
 
 pub use exchange::Account;
+pub use feed::{Feed, Subscription};
 pub use route::{Mapping, RouteError, Routes};
 pub use socket::Gate;
 
