@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use super::{
     Failure, ca, log_to_stderr,
     options::Options,
-    output::{Output, report_of},
+    output::{ASSERTION_FAILED, Output, hold, open_junit, report_of},
     run::{require_root, say},
     runtime,
     scene::Scene,
@@ -72,8 +72,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     let authority =
         Authority::load_from(&args.ca_dir).map_err(|error| Failure::new(error.exit_code(), ca::explain(&error)))?;
-    let output =
-        Output::open(args.options.report_file.as_deref(), Who::find(None, &std::env::vars_os().collect())?.owner())?;
+    let owner = Who::find(None, &std::env::vars_os().collect())?.owner();
+    let output = Output::open(args.options.report_file.as_deref(), owner)?;
+    let junit = open_junit(&args.options, owner)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let runtime = runtime()?;
 
@@ -112,10 +113,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let finish = instance.finish(DRAIN, wait(None, &signals, || ()));
         Ok::<_, Failure>(finish.await)
     })?;
-    let report = report_of(&args.options, finished, None, Vec::new());
+    let verdicts = hold(&checked.assertions, &finished, &shown, junit);
+    let holds = verdicts.iter().all(|verdict| verdict.holds);
+    let report = report_of(&args.options, finished, verdicts, None, Vec::new());
     output.write(&report, &args.options);
     scene.clear();
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(if holds { 0 } else { ASSERTION_FAILED }))
 }
 
 /// The directory of a cgroup that is named by its path in the file system, or

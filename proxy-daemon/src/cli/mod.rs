@@ -1,7 +1,8 @@
 //! The command line: what was typed becomes one call.
 //!
 //! In: the arguments. Out: an exit code, and what went wrong as one sentence
-//! on standard error. Exit codes: 64 usage or configuration, 69 something the
+//! on standard error. Exit codes: 3 an assertion
+//! that does not hold, 64 usage or configuration, 69 something the
 //! system lacks, 70 a fault of our own, 73 a file that cannot be written, 77
 //! permission; `run` passes on its command's.
 mod attach;

@@ -7,7 +7,7 @@ use super::Failure;
 use crate::{
     flow::filter::Filter,
     proxy::{Mapping, Routes},
-    report::Report,
+    report::{Report, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
     tls::Upstream,
 };
@@ -79,6 +79,19 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(super) report_file: Option<PathBuf>,
 
+    /// Fail unless this holds of the run: 'METRIC{LABEL=GLOB} <= VALUE'
+    ///
+    /// Examples: 'retries <= 0', 'p99(backoff) < 5s',
+    /// 'amplification{op=s3.PutObject} < 1.2'. May be given more than once. One
+    /// that fails is explained, and the exit code is 3 (the command's own
+    /// failure has precedence). docs/reports.md lists the metrics.
+    #[arg(long = "assert", value_name = "CONDITION")]
+    assertions: Vec<String>,
+
+    /// Write the assertions' results to a file as JUnit XML
+    #[arg(long, value_name = "FILE", requires = "assertions")]
+    pub(super) junit: Option<PathBuf>,
+
     /// Say more about what happens; twice for every attempt
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
@@ -98,6 +111,7 @@ pub(super) struct Checked {
     pub(super) rule_files: Vec<PathBuf>,
     pub(super) routes: Routes,
     pub(super) upstream: Upstream,
+    pub(super) assertions: Vec<Assertion>,
 }
 
 impl Options {
@@ -115,7 +129,12 @@ impl Options {
             .and_then(|mappings| Routes::new(mappings, &self.intercept, &self.passthrough))
             .map_err(|error| Failure::usage(error.to_string()))?;
         let upstream = Upstream::new(&self.upstream_ca)?;
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream })
+        let assertions = self
+            .assertions
+            .iter()
+            .map(|text| Assertion::parse(text).map_err(|error| Failure::usage(error.render(text).trim_end())));
+        let assertions = assertions.collect::<Result<_, _>>()?;
+        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions })
     }
 
     pub(super) fn render(&self, report: &Report, width: usize, color: bool) -> String {

@@ -12,7 +12,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use super::{Failure, options::Options, run::say};
 use crate::{
     daemon::Finished,
-    report::{self, Meta, Report},
+    report::{
+        self, Meta, Report,
+        assert::{Assertion, Verdict},
+    },
 };
 
 const DEFAULT_WIDTH: usize = 80;
@@ -70,10 +73,41 @@ impl Output {
     }
 }
 
+/// What a run exits with that does not hold to what was asserted of it.
+pub(super) const ASSERTION_FAILED: u8 = 3;
+
+/// Where the assertions' results go as XML; opened before anything starts.
+pub(super) fn open_junit(options: &Options, owner: Option<(u32, u32)>) -> Result<Option<File>, Failure> {
+    let Some(path) = options.junit.as_deref() else { return Ok(None) };
+    let output = Output::open(Some(path), owner)
+        .map_err(|failure| Failure::new(failure.code, failure.message.replace("--report-file", "--junit file")))?;
+    Ok(match output {
+        Output::File(file, _) => Some(file),
+        Output::Stderr => None,
+    })
+}
+
+/// Holds the run to what was asserted of it; true if all of it holds.
+pub(super) fn hold(assertions: &[Assertion], finished: &Finished, name: &str, junit: Option<File>) -> Vec<Verdict> {
+    let verdicts: Vec<_> = assertions.iter().map(|assertion| assertion.check(&finished.snapshot)).collect();
+    if let Some(mut file) = junit {
+        let took = finished.ended.duration_since(finished.started).unwrap_or_default();
+        let written = report::assert::junit(&verdicts, name, took).map_err(io::Error::other).and_then(|xml| {
+            let _ = file.set_len(0);
+            file.write_all(xml.as_bytes())
+        });
+        if let Err(error) = written {
+            say(&format!("cannot write the assertions' results ({error})"));
+        }
+    }
+    verdicts
+}
+
 /// The report of a finished instance.
 pub(super) fn report_of(
     options: &Options,
     finished: Finished,
+    assertions: Vec<Verdict>,
     command: Option<String>,
     mut notes: Vec<String>,
 ) -> Report {
@@ -98,6 +132,7 @@ pub(super) fn report_of(
             ports: options.ports.clone(),
             rules: finished.rules.into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
             redirect,
+            assertions,
             notes,
         },
     )

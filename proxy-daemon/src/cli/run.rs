@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::{
     Failure, log_to_stderr,
     options::{Checked, Options},
-    output::{Output, report_of},
+    output::{ASSERTION_FAILED, Output, hold, open_junit, report_of},
     runtime,
     scene::Scene,
     signals::{Signals, Stream},
@@ -82,6 +82,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let program = find_program(name, &environment, &cwd)?;
     let caller = Who::find(None, &ours)?;
     let output = Output::open(args.options.report_file.as_deref(), caller.owner())?;
+    let junit = open_junit(&args.options, caller.owner())?;
+    let assertions = checked.assertions.clone();
 
     // Blocked before any thread starts, so that every thread leaves them to
     // the descriptor.
@@ -97,10 +99,15 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     if !left.is_empty() {
         notes.push(still_running(&left));
     }
-    let report = report_of(&options, finished, Some(outcome.command), notes);
+    let verdicts = hold(&assertions, &finished, &outcome.command, junit);
+    let holds = verdicts.iter().all(|verdict| verdict.holds);
+    let report = report_of(&options, finished, verdicts, Some(outcome.command), notes);
     output.write(&report, &options);
     scene.clear();
-    Ok(ExitCode::from(outcome.code))
+    Ok(ExitCode::from(match outcome.code {
+        0 if !holds => ASSERTION_FAILED,
+        code => code,
+    }))
 }
 
 fn still_running(left: &[u32]) -> String {

@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    BackoffEntry, BoundsEntry, ClassEntry, ConnectionsEntry, CountsEntry, HerdsEntry, Meta, OperationEntry,
-    OutcomesEntry, ProblemEntry, ProcessEntry, Report, RetryAfterEntry, RuleEntry, RuleWaitEntry, SCHEMA, Totals,
-    WastedEntry,
+    AssertionEntry, BackoffEntry, BoundsEntry, ClassEntry, ConnectionsEntry, CountsEntry, HerdsEntry, Meta,
+    OperationEntry, OutcomesEntry, ProblemEntry, ProcessEntry, Report, RetryAfterEntry, RuleEntry, RuleWaitEntry,
+    SCHEMA, TimelineEntry, Totals, WastedEntry,
 };
 use crate::{
     process::{container, unit},
@@ -62,6 +62,15 @@ pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
         rules: meta.rules.iter().map(|(name, hits)| RuleEntry { name: name.clone(), hits: *hits }).collect(),
         redirect: meta.redirect.clone(),
         bounds: bounds(&snapshot.bounds),
+        assertions: meta
+            .assertions
+            .iter()
+            .map(|verdict| AssertionEntry {
+                assertion: verdict.assertion.clone(),
+                holds: verdict.holds,
+                explanation: verdict.explanation.clone(),
+            })
+            .collect(),
         notes: meta.notes.clone(),
     }
 }
@@ -93,6 +102,10 @@ fn process(share: &ProcessShare) -> ProcessEntry {
         observed_ms: ms(share.observed()),
         stalled_share: ratio(share.stalled.as_secs_f64(), share.observed().as_secs_f64()).min(1.0),
         synchronised: herds(&share.herds),
+        timeline: TimelineEntry {
+            slot_ms: ms(share.series.slot_until(share.until)),
+            retries: share.series.counts(share.until),
+        },
         connections: connections(&share.connections),
         operations: operations.into_iter().map(|(name, tally)| operation(name, tally)).collect(),
         rules: rules

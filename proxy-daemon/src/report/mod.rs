@@ -4,6 +4,7 @@
 //! [`Report`], which is also the JSON document (`schema-1.json` describes
 //! it), and [`text`], the same for a person. Both come out equal for equal
 //! input: order is fixed here, nothing reads a clock.
+pub mod assert;
 mod build;
 mod text;
 pub mod trial;
@@ -40,6 +41,7 @@ pub struct Meta {
     /// Counters of the redirection, as the report shall carry them; null for
     /// none.
     pub redirect: serde_json::Value,
+    pub assertions: Vec<assert::Verdict>,
     /// Sentences for the reader, shown last.
     pub notes: Vec<String>,
 }
@@ -65,7 +67,19 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub redirect: serde_json::Value,
     pub bounds: BoundsEntry,
+    /// What the run was held to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assertions: Vec<AssertionEntry>,
     pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssertionEntry {
+    /// As it was typed.
+    pub assertion: String,
+    pub holds: bool,
+    /// What was measured, and where most of it comes from.
+    pub explanation: String,
 }
 
 /// Sums over processes.
@@ -117,6 +131,9 @@ pub struct ProcessEntry {
     /// Retries that woke together.
     #[serde(default)]
     pub synchronised: HerdsEntry,
+    /// Retries that followed a wait, over the time observed.
+    #[serde(default)]
+    pub timeline: TimelineEntry,
     pub connections: ConnectionsEntry,
     /// Longest backoff first, then by attempts, then by name.
     pub operations: Vec<OperationEntry>,
@@ -243,6 +260,13 @@ pub struct BackoffEntry {
     pub p90_ms: f64,
     #[serde(default)]
     pub p99_ms: f64,
+}
+
+/// Counts in slots of equal length, at most 48.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimelineEntry {
+    pub slot_ms: f64,
+    pub retries: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

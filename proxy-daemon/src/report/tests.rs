@@ -36,6 +36,7 @@ fn meta() -> Meta {
         ports: vec![443],
         rules: Vec::new(),
         redirect: Value::Null,
+        assertions: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -224,6 +225,8 @@ python app.py (4242): its only s3.ListBuckets call was retried twice; 2.24 s of
   s3.ListBuckets      1         3        2        0   2.24 s   1.43 s
     200 ×1, by rule 429 ×2 (upstream 200 ×2)
 
+Failed attempts: 2 throttled (by rules). They took 188 ms.
+
 Retries are exact: taken from headers that the client sent.
 Rule \"s3 throttled\" acted twice.
 Rule \"idle\" never acted: no attempt matched it.
@@ -264,6 +267,11 @@ down\"; 3 calls were given up.
   dynamodb.GetItem    204       216       12        0      0 s      0 s
     200 ×204, reset ×12
 
+Retries over time: █▆▆▆▆▆▆▆▆▆▆▆▆▆▆························ (1.60 s each).
+Half of the waits were up to 50 ms, 99 % up to 50 ms.
+Failed attempts: 403 server errors (200 by rules), 12 broken connections. They
+took 2.02 s.
+
 Retries are exact: taken from headers that the client sent.
 Rule \"slow down\" acted 400 times.
 "
@@ -286,6 +294,8 @@ retries among them cannot be told; 3 calls were given up.
   operation     calls  attempts  retries  gave up  backoff  longest
   GET api.test      3         3        0        3        -        -
     503 ×3
+
+Failed attempts: 3 server errors. They took 3.0 ms.
 
 1 connection was tunnelled unread.
 "
@@ -313,6 +323,8 @@ retry signal.
     204 ×1
   s3.PutObject      1         1        0        0        -        -
     404 ×1
+
+Failed attempts: 1 client error. They took 1.0 ms.
 "
     );
 }
@@ -382,6 +394,8 @@ worker one (4242): 2 of 2 s3.PutObject calls were retried; for 500 ms of 1m 01s
   operation     calls  attempts  retries  gave up  backoff  longest
   s3.PutObject      2         4        2        0   1.00 s   500 ms
     200 ×2, 503 ×2
+
+Failed attempts: 2 server errors. They took 200 ms.
 
 worker two (4243): its only s3.GetObject call was not retried.
 

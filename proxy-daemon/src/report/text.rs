@@ -1,8 +1,8 @@
 //! The document for a person: a sentence per process, then a table per
 //! operation, then what else matters. Every shown value is escaped.
 use super::{
-    CountsEntry, OperationEntry, OutcomesEntry, ProcessEntry, Report, RuleWaitEntry,
-    words::{GLUE, count, duration, fit, number, plain, wrap},
+    AssertionEntry, CountsEntry, OperationEntry, OutcomesEntry, ProcessEntry, Report, RuleWaitEntry,
+    words::{GLUE, bytes, count, duration, fit, number, plain, wrap},
 };
 
 /// Processes, operations, problems and rules shown in full; the document has
@@ -10,6 +10,10 @@ use super::{
 const MAX_PROCESSES: usize = 20;
 const MAX_OPERATIONS: usize = 12;
 const MAX_LISTED: usize = 12;
+/// Codes of errors shown in one sentence.
+const MAX_CODES: usize = 6;
+/// Fewer waits than these have no spread worth telling.
+const MIN_SPREAD: u64 = 10;
 
 /// Below this the table has no room for names.
 const MIN_WIDTH: usize = 72;
@@ -95,6 +99,13 @@ impl Page {
             self.gap();
             self.operations(&process.operations);
         }
+        let found = findings(process);
+        if !found.is_empty() {
+            self.gap();
+        }
+        for (style, sentence) in found {
+            self.prose(style, &sentence);
+        }
         let connections = &process.connections;
         let apart = apart(connections.tunnelled, connections.refused).filter(|_| process.counts.attempts > 0);
         if !process.operations.is_empty() && (apart.is_some() || !process.problems.is_empty()) {
@@ -169,6 +180,10 @@ impl Page {
         }
         if let Some(more) = report.rules.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
             self.prose(Style::Plain, &format!("and {}.", count(more as u64, "more rule", "more rules")));
+        }
+        for AssertionEntry { assertion, holds, explanation } in &report.assertions {
+            let (style, verb) = if *holds { (Style::Plain, "holds") } else { (Style::Warning, "FAILED") };
+            self.prose(style, &format!("Assertion {} {verb}: {}.", quoted(assertion), plain(explanation)));
         }
         let bounds = &report.bounds;
         let costs = [
@@ -300,6 +315,113 @@ fn cause(rules: &[RuleWaitEntry]) -> String {
         [rule] => format!("rule {}", quoted(&rule.name)),
         [most, ..] => format!("{}{GLUE}rules ({} most)", rules.len(), quoted(&most.name)),
     }
+}
+
+/// What else the counts come to, a sentence each.
+fn findings(process: &ProcessEntry) -> Vec<(Style, String)> {
+    let counts = &process.counts;
+    let mut found = Vec::new();
+    if counts.backoff.count >= MIN_SPREAD {
+        let timeline = &process.timeline;
+        if timeline.retries.len() >= 8 {
+            let each = duration(timeline.slot_ms);
+            found.push((Style::Plain, format!("Retries over time: {} ({each} each).", spark(&timeline.retries))));
+        }
+        let (half, most) = (duration(counts.backoff.p50_ms), duration(counts.backoff.p99_ms));
+        found.push((Style::Plain, format!("Half of the waits were up to {half}, 99{GLUE}% up to {most}.")));
+    }
+    if let Some(failures) = failures(counts) {
+        found.push((Style::Plain, failures));
+    }
+    let asked = &counts.retry_after;
+    if asked.asked > 0 {
+        let mut sentence = format!("Services asked for a wait {}", times(asked.asked));
+        match (asked.followed, asked.honoured) {
+            (0, _) => sentence.push_str("; no retry followed."),
+            (1, 1) => sentence.push_str("; the retry that followed waited as long."),
+            (1, _) => sentence.push_str("; the retry that followed did not wait as long."),
+            (all, honoured) if all == honoured => {
+                sentence.push_str(&format!("; all {} retries that followed waited as long.", number(all)));
+            }
+            (all, honoured) => sentence.push_str(&format!(
+                "; of {} retries that followed, {} waited as long.",
+                number(all),
+                if honoured == 0 { "none".to_owned() } else { number(honoured) }
+            )),
+        }
+        found.push((if asked.honoured < asked.followed { Style::Warning } else { Style::Plain }, sentence));
+    }
+    let herds = &process.synchronised;
+    if herds.herds > 0 {
+        found.push((
+            Style::Warning,
+            format!(
+                "{} woke together in {} (the largest: {}): waits without jitter fall on the service at once.",
+                count(herds.retries, "retry", "retries"),
+                count(herds.herds, "herd", "herds"),
+                number(herds.largest)
+            ),
+        ));
+    }
+    if counts.repeated_writes > 0 {
+        found.push((
+            Style::Warning,
+            format!(
+                "{} repeated what the upstream had carried out already (POST or PATCH, not idempotent).",
+                count(counts.repeated_writes, "retry", "retries")
+            ),
+        ));
+    }
+    found
+}
+
+/// `Failed attempts: 203 throttled (200 by rules; SlowDown ×203), 12 broken
+/// connections. They took 3.20 s and moved 12 MiB.`
+fn failures(counts: &CountsEntry) -> Option<String> {
+    let names = [
+        ("throttled", "throttled", "throttled"),
+        ("server_error", "server error", "server errors"),
+        ("timeout", "time-out", "time-outs"),
+        ("connection", "broken connection", "broken connections"),
+        ("client_error", "client error", "client errors"),
+        ("cancelled", "cancelled", "cancelled"),
+    ];
+    let parts: Vec<String> = names
+        .into_iter()
+        .filter_map(|(name, one, many)| {
+            let class = counts.classes.get(name)?;
+            let by_rules = match (class.genuine, class.injected) {
+                (_, 0) => String::new(),
+                (0, _) => " (by rules)".to_owned(),
+                (_, some) => format!(" ({} by rules)", number(some)),
+            };
+            Some(format!("{}{by_rules}", count(class.genuine + class.injected, one, many)))
+        })
+        .collect();
+    if parts.is_empty() {
+        return None;
+    }
+    let codes: Vec<String> = counts
+        .codes
+        .iter()
+        .take(MAX_CODES)
+        .map(|(code, count)| format!("{}{GLUE}×{}", plain(code), number(*count)))
+        .collect();
+    let codes = if codes.is_empty() { String::new() } else { format!("; codes: {}", codes.join(", ")) };
+    let moved = counts.wasted.sent_bytes + counts.wasted.received_bytes;
+    let moved = if moved >= 1024 { format!(" and moved {}", bytes(moved)) } else { String::new() };
+    Some(format!("Failed attempts: {}{codes}. They took {}{moved}.", parts.join(", "), duration(counts.wasted.ms)))
+}
+
+/// One column of a bar chart for each count.
+fn spark(counts: &[u64]) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    let bar = |count: &u64| match count {
+        0 => '·',
+        count => BARS[((count * 8).div_ceil(most) as usize).clamp(1, 8) - 1],
+    };
+    counts.iter().map(bar).collect()
 }
 
 /// Connections that were not read, for a process that has others.

@@ -51,6 +51,20 @@ pub(super) fn duration(ms: f64) -> String {
     }
 }
 
+/// `512 B`, `3.4 KiB`, `12 MiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1023.5 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" || value >= 9.95 { format!("{value:.0}{GLUE}{unit}") } else { format!("{value:.1}{GLUE}{unit}") }
+}
+
 /// The text with everything escaped that could drive a terminal or reorder
 /// what it shows.
 pub(crate) fn plain(text: &str) -> String {

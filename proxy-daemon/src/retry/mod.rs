@@ -16,6 +16,6 @@ mod signals;
 pub use class::Class;
 pub use ledger::{
     Asked, Backoff, Bounds, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger, Limits,
-    OperationName, Outcome, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Snapshot, Tally, Wasted,
+    OperationName, Outcome, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot, Tally, Wasted,
 };
 pub use signals::{CallKey, Family, Grammar, Row, Signal, TABLE, read};

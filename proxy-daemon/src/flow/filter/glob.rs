@@ -1,18 +1,18 @@
 //! Names with `*` (any run of characters) and `?` (any one), without case.
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Glob {
+pub struct Glob {
     pattern: Box<[u8]>,
 }
 
 impl Glob {
-    pub(super) fn new(pattern: &str) -> Self {
+    pub fn new(pattern: &str) -> Self {
         Self { pattern: pattern.to_ascii_lowercase().into_bytes().into() }
     }
 
     /// Whether the whole text is described. Linear but for a pattern of many
     /// stars; never recursive.
-    pub(super) fn is_match(&self, text: &str) -> bool {
+    pub fn is_match(&self, text: &str) -> bool {
         let (pattern, text) = (&self.pattern, text.as_bytes());
         let (mut at, mut in_pattern) = (0, 0);
         // Where to go on after a mismatch: past the last star, one byte on.

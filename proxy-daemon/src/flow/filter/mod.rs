@@ -21,6 +21,7 @@ mod view;
 use std::{fmt, ops::Range, str::FromStr};
 
 pub use caret::{Excerpt, excerpt};
+pub use glob::Glob;
 pub use operator::{OPERATORS, Operator};
 pub use parse::{MAX_DEPTH, MAX_LENGTH};
 pub use screen::Screen;

@@ -29,6 +29,7 @@
 mod calls;
 mod herds;
 mod quantiles;
+mod series;
 mod shares;
 mod snapshot;
 mod tally;
@@ -42,6 +43,7 @@ use calls::{CallName, Calls, Last, Place};
 pub use herds::HerdCount;
 use lru::LruCache;
 pub use quantiles::Quantiles;
+pub use series::Series;
 use shares::Share;
 pub use snapshot::{
     Bounds, ConnectionKind, Connections, Folded, Problem, ProblemCount, ProcessShare, RuleWait, Snapshot,

@@ -6,6 +6,7 @@ use super::{
     Limits,
     calls::Place,
     herds::Herds,
+    series::Series,
     snapshot::{ConnectionKind, Connections, Problem, ProblemCount, ProcessShare, RuleWait},
     tally::{OperationName, Tally},
     union::Union,
@@ -17,6 +18,8 @@ use crate::{
 
 /// Longer texts of a problem are cut here.
 const MAX_TEXT: usize = 512;
+/// Retries after less than this never slept: they do not wake together.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 pub(super) struct Share {
     pub(super) process: Arc<Process>,
@@ -31,6 +34,7 @@ pub(super) struct Share {
     waits: Union,
     injected_waits: Union,
     herds: Herds,
+    series: Series,
     rules: Vec<RuleWait>,
     problems: Vec<ProblemCount>,
     /// Attempts counted in the row for other operations.
@@ -52,6 +56,7 @@ impl Share {
             waits: Union::new(limits.spans),
             injected_waits: Union::new(limits.spans),
             herds: Herds::default(),
+            series: Series::new(at),
             rules: Vec::new(),
             problems: Vec::new(),
             operations_folded: 0,
@@ -120,7 +125,10 @@ impl Share {
 
     pub(super) fn waited(&mut self, wait: &Wait, rule: Option<&Arc<str>>, limit: usize) {
         self.waits.add(wait.from, wait.to);
-        self.herds.woke(wait.to);
+        if wait.length() >= SHORTEST_WAIT {
+            self.herds.woke(wait.to);
+        }
+        self.series.add(wait.to);
         if wait.injected {
             self.injected_waits.add(wait.from, wait.to);
         }
@@ -160,6 +168,7 @@ impl Share {
             stalled: self.waits.covered(),
             stalled_injected: self.injected_waits.covered(),
             herds: self.herds.counted(),
+            series: self.series.clone(),
             rules: self.rules.clone(),
             connections: self.connections,
             operations: self.rows.clone(),

@@ -3,6 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     herds::HerdCount,
+    series::Series,
     tally::{OperationName, Tally},
 };
 use crate::{flow::Moment, process::Process};
@@ -88,6 +89,8 @@ pub struct ProcessShare {
     pub stalled_injected: Duration,
     /// Retries that woke together.
     pub herds: HerdCount,
+    /// Retries that followed a wait, over time, from `first` on.
+    pub series: Series,
     pub rules: Vec<RuleWait>,
     pub connections: Connections,
     /// In the order in which they were first seen.
