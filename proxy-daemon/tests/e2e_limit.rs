@@ -43,13 +43,13 @@ fn adaptive_clients_settle_below_the_rate() {
     let upstream = Upstream::with(&ca, Leaf::Good, &[servers::BUCKET], &["http/1.1"]);
     let outcome = Run::new()
         .to(servers::BUCKET, upstream.address, &ca)
-        .rule("~svc s3 & ~op PutObject => limit 20/s per bucket throttle")
+        .rule("~svc s3 & ~op PutObject => limit 100/s per bucket throttle")
         .deadline(Duration::from_secs(120))
         .go(words![clients::python(), clients::script("adaptive_load.py"), "30"])
         .ok();
     let got = outcome.json();
     let last = |at: usize| got["last"][at].as_f64().unwrap_or_default();
     let rate = last(0) / got["third"].as_f64().unwrap_or(1.0);
-    assert!(last(0) > 0.0 && rate <= 20.0 * 1.05, "{rate} attempts a second at the end: {got}");
+    assert!(last(0) > 0.0 && rate <= 100.0 * 1.05, "{rate} attempts a second at the end: {got}");
     assert!(last(1) <= last(0) * 0.2, "it goes on being throttled: {got}");
 }

@@ -37,6 +37,10 @@ pub(super) struct Options {
     #[arg(long)]
     dry_run: bool,
 
+    /// Do not name the rule in the answers that it changed (x-retryscope-rule)
+    #[arg(long)]
+    no_rule_header: bool,
+
     /// No rule acts any more once rules have acted on so many attempts
     #[arg(long, value_name = "N")]
     max_injections: Option<u64>,
@@ -122,7 +126,8 @@ impl Options {
         let files = super::rules::read(&self.rule_files)?;
         let rules = RuleSet::parse(&self.rules, &files)?;
         let stop_when = self.stop_when.as_deref().map(stop_when).transpose()?;
-        let guard = Guard { seed: self.seed, max_injections: self.max_injections, stop_when };
+        let rule_header = self.no_rule_header.then_some(false);
+        let guard = Guard { seed: self.seed, max_injections: self.max_injections, stop_when, rule_header };
         let rule_settings = rules::Settings { guard, dry_run: self.dry_run, until: None };
         let mappings = self.map_host.iter().map(|text| Mapping::parse(text)).collect::<Result<Vec<_>, _>>();
         let routes = mappings

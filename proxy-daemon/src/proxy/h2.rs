@@ -421,7 +421,7 @@ async fn told(
     if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())) {
         head.headers_mut().insert(http::header::DATE, date);
     }
-    edit(head.headers_mut(), reply, &ruling.rule);
+    edit(head.headers_mut(), reply);
     let to_head = &**lock(exchange).method() == "HEAD";
     let content = reply.body.clone().unwrap_or_default();
     if !to_head && !matches!(reply.status, 204 | 304) && !content.is_empty() {
@@ -507,7 +507,7 @@ async fn break_off(
 }
 
 /// A rule's changes to a head.
-fn edit(headers: &mut HeaderMap, reply: &Reply, rule: &str) {
+fn edit(headers: &mut HeaderMap, reply: &Reply) {
     let mut unwanted: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
@@ -542,7 +542,7 @@ fn edit(headers: &mut HeaderMap, reply: &Reply, rule: &str) {
     for name in unwanted {
         headers.remove(name);
     }
-    if let Ok(rule) = HeaderValue::from_str(rule) {
+    if let Some(Ok(rule)) = reply.signature.as_deref().map(HeaderValue::from_str) {
         headers.append(HeaderName::from_static(RULE_HEADER), rule);
     }
 }
@@ -651,7 +651,7 @@ async fn pass_response<F: Future<Output = Result<(), Cut>>>(
         // A status that a rule may give is a valid one.
         parts.status = StatusCode::from_u16(reply.status).unwrap_or(parts.status);
         let empty = response_body.is_end_stream() && ahead.is_empty();
-        edit(&mut parts.headers, reply, &ruling.rule);
+        edit(&mut parts.headers, reply);
         if let Some(content) = &reply.body {
             let silent = *method == Method::HEAD || matches!(reply.status, 204 | 304);
             let content = if silent { Bytes::new() } else { content.clone() };

@@ -60,6 +60,11 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
         }
     }
     text.push_str(&format!("{acted} of {total} attempts would have been acted on; seed {seed}\n"));
+    if acted > 0 {
+        text.push_str(
+            "What clients would have done next is not in a recording: later attempts are those that happened.\n",
+        );
+    }
     for rule in rules.list() {
         text.push_str(&plain(&format!("{:>8}  {}", rule.hits, rule.name)));
         text.push('\n');

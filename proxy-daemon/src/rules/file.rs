@@ -12,7 +12,7 @@ use crate::flow::filter::{Filter, FilterError};
 /// The largest file, in bytes.
 const MAX_FILE: usize = 1 << 20;
 
-const TOP_KEYS: &[&str] = &["guard", "rule", "seed"];
+const TOP_KEYS: &[&str] = &["guard", "rule", "rule_header", "seed"];
 const GUARD_KEYS: &[&str] = &["max_injections", "stop_when"];
 const STOP_KEYS: &[&str] = &["filter", "rate"];
 const RULE_KEYS: &[&str] = &[
@@ -105,6 +105,10 @@ pub(super) fn parse(
             }
             "seed" => match whole("`seed`", node) {
                 Ok(seed) => guard.seed = Some(seed),
+                Err(error) => errors(error),
+            },
+            "rule_header" => match yes("`rule_header`", node) {
+                Ok(named) => guard.rule_header = Some(named),
                 Err(error) => errors(error),
             },
             "guard" => {

@@ -421,7 +421,8 @@ impl Active {
             rule.go_on
         });
         progress.ceiling = ceiling;
-        if shared.settings.dry_run { None } else { joint.ruling(phase, attempt) }
+        let signs = shared.settings.guard.rule_header.or(self.set.guard.rule_header).unwrap_or(true);
+        if shared.settings.dry_run { None } else { joint.ruling(phase, attempt, signs) }
     }
 }
 
@@ -571,7 +572,7 @@ impl Joint {
         self.headers.extend(edits.filter_map(|edit| field(edit, attempt, ids)));
     }
 
-    fn ruling(self, phase: Phase, attempt: &Attempt) -> Option<Ruling> {
+    fn ruling(self, phase: Phase, attempt: &Attempt, signs: bool) -> Option<Ruling> {
         if self.rules.is_empty() {
             return None;
         }
@@ -582,17 +583,18 @@ impl Joint {
             Phase::Response => self.body,
         };
         let answered = self.answered && !self.abort.is_some_and(is_final);
+        let rule = match &*self.rules {
+            [rule] => Arc::clone(rule),
+            rules => rules.join(", ").into(),
+        };
         let reply = answered.then(|| Reply {
+            signature: signs.then(|| Arc::clone(&rule)),
             status: self.status.or(genuine).unwrap_or(200),
             reason: self.reason,
             headers: self.headers,
             body,
             continue_then: self.continue_then,
         });
-        let rule = match &*self.rules {
-            [rule] => Arc::clone(rule),
-            rules => rules.join(", ").into(),
-        };
         Some(Ruling { rule, delay: self.delay, reply, abort: self.abort })
     }
 }

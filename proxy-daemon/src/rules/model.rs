@@ -246,6 +246,9 @@ pub struct Guard {
     pub max_injections: Option<u64>,
     /// No rule acts any more once so many attempts have ended like this.
     pub stop_when: Option<StopWhen>,
+    /// Whether an answer that a rule changed names the rule in a field of its
+    /// head; it does unless told otherwise.
+    pub rule_header: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -270,6 +273,8 @@ pub struct Ruling {
 /// What the client is told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
+    /// Names the rules in a field of the head: a valid value.
+    pub signature: Option<Arc<str>>,
     /// 200 to 599; the genuine one again, where only other things change.
     pub status: u16,
     /// The status's usual phrase where none is given.

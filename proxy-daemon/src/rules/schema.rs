@@ -10,6 +10,9 @@ use schemars::JsonSchema;
 struct RuleFile {
     /// What chance is drawn from.
     seed: Option<u64>,
+    /// Whether an answer that a rule changed names the rule in the field
+    /// `x-retryscope-rule`; it does unless this is false.
+    rule_header: Option<bool>,
     guard: Option<GuardTable>,
     /// Asked in this order; the first that acts is the last, unless it says `continue`.
     rule: Option<Vec<RuleTable>>,

@@ -1,4 +1,4 @@
-//! Text with places to fill in: `{{request_id}}`.
+//! Text with places to fill in: `{{request_id}}`; `{{{{` stands for `{{`.
 //!
 //! A template is parsed once; what it is filled with comes from the attempt
 //! and from a draw, so that a run with the same seed is told the same ids.
@@ -48,6 +48,9 @@ enum Variable {
     Uuid,
 }
 
+/// What services say when they throttle.
+const MESSAGE: &str = "Rate exceeded";
+
 /// Names, and what they stand for.
 const VARIABLES: &[(&str, Variable)] = &[
     ("attempt", Variable::Attempt),
@@ -76,6 +79,11 @@ impl Template {
             if at > 0 {
                 parts.push(Part::Literal(rest[..at].to_owned()));
             }
+            if rest[at..].starts_with("{{{{") {
+                parts.push(Part::Literal("{{".to_owned()));
+                rest = &rest[at + 4..];
+                continue;
+            }
             let Some(end) = rest[at..].find("}}") else {
                 return Err("this {{ is never closed; a place to fill in is written {{request_id}}".into());
             };
@@ -96,11 +104,20 @@ impl Template {
 
     /// `draw`: what ids are made of, so that a run repeats them.
     pub fn render(&self, attempt: &Attempt, draw: u64) -> String {
+        self.fill(|variable| variable.value(attempt, draw))
+    }
+
+    /// As some request to this service would be answered.
+    pub fn sample(&self, service: &str) -> String {
+        self.fill(|variable| variable.sample(service))
+    }
+
+    fn fill(&self, value: impl Fn(Variable) -> String) -> String {
         let mut text = String::with_capacity(self.text.len() + 64);
         for part in &self.parts {
             match part {
                 Part::Literal(literal) => text.push_str(literal),
-                Part::Variable(variable) => escape(&variable.value(attempt, draw), self.form, &mut text),
+                Part::Variable(variable) => escape(&value(*variable), self.form, &mut text),
             }
         }
         text
@@ -172,27 +189,51 @@ fn uuid(mut state: u64) -> String {
     )
 }
 
+/// An id of the service's own form.
+fn request_id(service: &str, draw: u64) -> String {
+    const BASE32: &[u8] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    if service.starts_with("s3") { letters(BASE32, 16, draw) } else { uuid(draw) }
+}
+
+fn host_id(draw: u64) -> String {
+    const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    format!("{}=", letters(BASE64, 75, draw ^ 1))
+}
+
 impl Variable {
+    fn sample(self, service: &str) -> String {
+        const DRAW: u64 = 7;
+        match self {
+            Variable::Attempt | Variable::Call | Variable::RetryAfter => "1".to_owned(),
+            Variable::Host => format!("{service}.example.com"),
+            Variable::HostId => host_id(DRAW),
+            Variable::Message => MESSAGE.to_owned(),
+            Variable::Method => "GET".to_owned(),
+            Variable::Operation => "Operation".to_owned(),
+            Variable::Path => "/".to_owned(),
+            Variable::RequestContentType => "application/json".to_owned(),
+            Variable::RequestId => request_id(service, DRAW),
+            Variable::RetryAfterMs => "1000".to_owned(),
+            Variable::Service => service.to_owned(),
+            Variable::Uuid => uuid(DRAW),
+        }
+    }
+
     fn value(self, attempt: &Attempt, draw: u64) -> String {
-        const BASE32: &[u8] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-        const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let service = attempt.operation.service.as_deref();
         let request = &attempt.request;
         match self {
             Variable::Attempt => attempt.link.number.to_string(),
             Variable::Call => attempt.link.call.0.to_string(),
             Variable::Host => request.host().to_owned(),
-            Variable::HostId => format!("{}=", letters(BASE64, 75, draw ^ 1)),
-            Variable::Message => "Rate exceeded".to_owned(),
+            Variable::HostId => host_id(draw),
+            Variable::Message => MESSAGE.to_owned(),
             Variable::Method => request.method.to_string(),
             Variable::Operation => attempt.operation.name.as_deref().unwrap_or_default().to_owned(),
             Variable::Path => request.path().to_owned(),
             Variable::RequestContentType => request.headers.text("content-type").unwrap_or("text/plain").to_owned(),
-            // S3's ids have a form of their own.
-            Variable::RequestId if service.is_some_and(|service| service.starts_with("s3")) => {
-                letters(BASE32, 16, draw)
-            }
-            Variable::RequestId | Variable::Uuid => uuid(draw),
+            Variable::RequestId => request_id(service.unwrap_or_default(), draw),
+            Variable::Uuid => uuid(draw),
             Variable::RetryAfter => "1".to_owned(),
             Variable::RetryAfterMs => "1000".to_owned(),
             Variable::Service => service.unwrap_or_default().to_owned(),
@@ -224,6 +265,7 @@ mod tests {
         );
         assert_eq!(render("{{service}}.{{operation}}"), "s3.GetObject");
         assert_eq!(render("plain {text}"), "plain {text}");
+        assert_eq!(render("{{{{method}} and {{method}}{{{{"), "{{method}} and GET{{");
         assert_eq!(render("{{request_id}}").len(), 16);
         assert_eq!(render("{{host_id}}").len(), 76);
         assert_eq!(render("{{request_id}}"), render("{{request_id}}"));

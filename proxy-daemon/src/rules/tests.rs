@@ -334,7 +334,7 @@ fn mistakes_in_a_file() {
         "error: rules.toml:14:19: 100 only announces another answer, so it cannot be the answer; a status has three digits, 200 to 599",
         "error: rules.toml:14:33: a reason phrase is printable ASCII: clients may refuse anything else",
         "error: rules.toml:15:11: `enabled` must be true or false, not a string",
-        "error: rules.toml:17:2: a rule file has no key `other`; it may have: guard, rule, seed",
+        "error: rules.toml:17:2: a rule file has no key `other`; it may have: guard, rule, rule_header, seed",
     ];
     let mut sorted = heads.clone();
     sorted.sort_by_key(|head| expected.iter().position(|line| line == head));

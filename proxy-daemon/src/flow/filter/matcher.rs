@@ -10,6 +10,17 @@ use super::{
 };
 use crate::flow::Attempt;
 
+/// What counts as unknown, each with those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Unknown {
+    /// Bodies that were too long, or too late.
+    Beyond,
+    /// Bodies that nobody has read yet.
+    Unread,
+    /// All of the response.
+    Response,
+}
+
 /// A filter without text. Parts of `All` and `Any` are ordered by their cost;
 /// no part has an effect, so the order cannot be seen.
 #[derive(Debug)]
@@ -55,22 +66,28 @@ impl Matcher {
     }
 
     /// As [`Self::is_match`], but `None` where the answer depends on a body
+    /// that could not be read.
+    pub(super) fn judge(&self, view: &View<'_>) -> Option<bool> {
+        self.settled(view, Unknown::Beyond)
+    }
+
+    /// As [`Self::judge`], and `None` too where the answer depends on a body
     /// that nobody has read yet.
     pub(super) fn without_body(&self, view: &View<'_>) -> Option<bool> {
-        self.settled(view, false)
+        self.settled(view, Unknown::Unread)
     }
 
     /// As [`Self::without_body`], and `None` too where the answer depends on
     /// the response, which is to come.
     pub(super) fn before_response(&self, view: &View<'_>) -> Option<bool> {
-        self.settled(view, true)
+        self.settled(view, Unknown::Response)
     }
 
-    fn settled(&self, view: &View<'_>, to_come: bool) -> Option<bool> {
+    fn settled(&self, view: &View<'_>, unknown: Unknown) -> Option<bool> {
         let all = |parts: &[Matcher], decides: bool| {
             let mut open = false;
             for part in parts {
-                match part.settled(view, to_come) {
+                match part.settled(view, unknown) {
                     Some(found) if found == decides => return Some(decides),
                     Some(_) => {}
                     None => open = true,
@@ -81,13 +98,19 @@ impl Matcher {
         match self {
             Matcher::All(parts) => all(parts, false),
             Matcher::Any(parts) => all(parts, true),
-            Matcher::Not(part) => part.settled(view, to_come).map(|found| !found),
+            Matcher::Not(part) => part.settled(view, unknown).map(|found| !found),
             Matcher::Search { texts, .. } => {
                 let found = self.is_match(view);
-                let open = |text: &Text| text.is_unread(view.attempt) || (to_come && text.is_of_response());
+                let open = |text: &Text| {
+                    text.is_beyond(view.attempt)
+                        || (unknown >= Unknown::Unread && text.is_unread(view.attempt))
+                        || (unknown >= Unknown::Response && text.is_of_response())
+                };
                 (found || !texts.iter().any(open)).then_some(found)
             }
-            Matcher::Fact { late: true, .. } | Matcher::Number { late: true, .. } | Matcher::Time { .. } if to_come => {
+            Matcher::Fact { late: true, .. } | Matcher::Number { late: true, .. } | Matcher::Time { .. }
+                if unknown == Unknown::Response =>
+            {
                 None
             }
             other => Some(other.is_match(view)),

@@ -111,7 +111,11 @@ impl Filter {
 
     /// As [`Self::matches`], where several filters look at the same attempt.
     pub fn matches_view(&self, view: &View<'_>) -> bool {
-        self.matcher.is_match(view)
+        if self.needs == Needs::default() {
+            return self.matcher.is_match(view);
+        }
+        // Of a body that could not be read neither `~b x` nor `!~b x` is known.
+        self.matcher.judge(view) == Some(true)
     }
 
     /// As [`Self::matches_view`], but `None` where the answer depends on a body

@@ -385,12 +385,34 @@ fn knows_its_stage() {
 
 /// The meaning of a filter, written down as plainly as can be.
 fn naive(expr: &Expr, attempt: &Attempt) -> bool {
-    let leaf = match &expr.kind {
-        Kind::And(parts) => return parts.iter().all(|part| naive(part, attempt)),
-        Kind::Or(parts) => return parts.iter().any(|part| naive(part, attempt)),
-        Kind::Not(part) => return !naive(part, attempt),
-        Kind::Leaf(leaf) => leaf,
+    naive_of(expr, attempt) == Some(true)
+}
+
+/// `None` where it is a matter of a body that could not be read.
+fn naive_of(expr: &Expr, attempt: &Attempt) -> Option<bool> {
+    let all = |parts: &[Expr], decides: bool| {
+        let parts: Vec<_> = parts.iter().map(|part| naive_of(part, attempt)).collect();
+        let open = parts.contains(&None);
+        if parts.contains(&Some(decides)) { Some(decides) } else { (!open).then_some(!decides) }
     };
+    match &expr.kind {
+        Kind::And(parts) => all(parts, false),
+        Kind::Or(parts) => all(parts, true),
+        Kind::Not(part) => naive_of(part, attempt).map(|found| !found),
+        Kind::Leaf(leaf) => {
+            let found = naive_leaf(leaf, attempt);
+            let beyond = |text: &Text| match text {
+                Text::RequestBody => attempt.request_content == Content::Beyond,
+                Text::ResponseBody => attempt.response_content == Content::Beyond,
+                _ => false,
+            };
+            let unknown = matches!(&leaf.operator.takes, Takes::Regex(texts) if texts.iter().any(beyond));
+            (found || !unknown).then_some(found)
+        }
+    }
+}
+
+fn naive_leaf(leaf: &Leaf, attempt: &Attempt) -> bool {
     match (&leaf.operator.takes, &leaf.argument) {
         (Takes::Nothing(fact), Argument::None) => fact(attempt),
         (Takes::Number { of, .. }, Argument::Numbers(numbers)) => of(attempt).is_some_and(|n| numbers.contains(n)),

@@ -68,6 +68,15 @@ impl Text {
         }
     }
 
+    /// It is of a body that could not be read.
+    pub(super) fn is_beyond(self, attempt: &Attempt) -> bool {
+        match self {
+            Text::RequestBody => attempt.request_content == Content::Beyond,
+            Text::ResponseBody => attempt.response_content == Content::Beyond,
+            _ => false,
+        }
+    }
+
     pub(super) fn is_of_response(self) -> bool {
         matches!(self, Text::ResponseHead | Text::ResponseType | Text::ResponseBody)
     }

@@ -727,7 +727,7 @@ async fn tell<W: AsyncWrite + Unpin>(to: &mut W, shared: &Shared, pending: &Pend
     }
     let mut message = {
         let exchange = lock(exchange);
-        told::answer(reply, &ruling.rule, exchange.request(), exchange.protocol())
+        told::answer(reply, exchange.request(), exchange.protocol())
     };
     let mut body = message.body.take().unwrap_or_default();
     if let Some(Abort::Truncate(after)) = ruling.abort {
@@ -828,7 +828,7 @@ where
         };
         told = ruling.reply.as_ref().map(|reply| {
             let genuine = told::Genuine { head: &bytes, status, reason: &reason, framing, method: &method, leaves };
-            told::otherwise(genuine, reply, &ruling.rule, reply.body.is_some() && long)
+            told::otherwise(genuine, reply, reply.body.is_some() && long)
         });
     }
 

@@ -44,7 +44,7 @@ fn usual_reason(status: u16) -> &'static str {
 }
 
 /// An answer that no upstream has given.
-pub(super) fn answer(reply: &Reply, rule: &str, request: &Request, protocol: Protocol) -> Message {
+pub(super) fn answer(reply: &Reply, request: &Request, protocol: Protocol) -> Message {
     let mut head = format!(
         "HTTP/1.1 {} {}\r\nDate: {}\r\n",
         reply.status,
@@ -65,7 +65,10 @@ pub(super) fn answer(reply: &Reply, rule: &str, request: &Request, protocol: Pro
     if &*request.method != "HEAD" && !has_no_body(reply.status) {
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
-    head.push_str(&format!("{RULE_HEADER}: {rule}\r\n\r\n"));
+    if let Some(rule) = &reply.signature {
+        head.push_str(&format!("{RULE_HEADER}: {rule}\r\n"));
+    }
+    head.push_str("\r\n");
     let body = if &*request.method == "HEAD" { Bytes::new() } else { body };
     Message { head: head.into_bytes(), body: Some(body), closes }
 }
@@ -91,7 +94,7 @@ pub(super) struct Genuine<'a> {
 
 /// A genuine response, told otherwise. `close`: the connection cannot go on
 /// after it.
-pub(super) fn otherwise(genuine: Genuine<'_>, reply: &Reply, rule: &str, close: bool) -> Message {
+pub(super) fn otherwise(genuine: Genuine<'_>, reply: &Reply, close: bool) -> Message {
     let to_head = genuine.method == "HEAD";
     let bodiless = has_no_body(reply.status);
     let mut body = reply.body.clone();
@@ -131,7 +134,7 @@ pub(super) fn otherwise(genuine: Genuine<'_>, reply: &Reply, rule: &str, close: 
         }
         closes |= sets(field, b"connection");
     }
-    extra.push((RULE_HEADER, rule.to_owned()));
+    extra.extend(reply.signature.as_ref().map(|rule| (RULE_HEADER, rule.to_string())));
     let replaced = reply.body.is_some();
     let unwanted = |name: &[u8]| {
         drop.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes()))
@@ -154,6 +157,7 @@ mod tests {
 
     fn reply(status: u16, body: Option<&'static str>) -> Reply {
         Reply {
+            signature: Some("r".into()),
             status,
             reason: None,
             headers: vec![Field::Set("content-type".into(), "text/plain".into()), Field::Remove("X-Gone".into())],
@@ -166,7 +170,7 @@ mod tests {
         let head =
             b"HTTP/1.1 200 Fine\r\nContent-Length: 9\r\nContent-Type: a/b\r\nETag: x\r\nX-Gone: 1\r\nX-Kept: 2\r\n\r\n";
         let genuine = Genuine { head, status: 200, reason: "Fine", framing, method, leaves: false };
-        let message = otherwise(genuine, reply, "r", false);
+        let message = otherwise(genuine, reply, false);
         (String::from_utf8(message.head).expect("text"), message.body)
     }
 

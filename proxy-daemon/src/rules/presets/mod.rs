@@ -176,7 +176,7 @@ pub fn list() -> String {
     text
 }
 
-/// One preset in full, as it would be sent.
+/// One preset in full, as it would be sent; ids are examples.
 ///
 /// # Errors
 /// One sentence: there is none of this name.
@@ -189,16 +189,17 @@ pub fn show(name: &str) -> Result<String, String> {
     let preset = find(name)
         .ok_or_else(|| format!("there is no preset `{name}`; `retryscope rules presets` lists those there are"))?;
     let mut text = format!("{}\n\nHTTP/1.1 {} {}\n", preset.about, preset.status, preset.reason);
+    let service = preset.name.split('-').next().unwrap_or_default();
     for header in &preset.headers {
         if let HeaderEdit::Set(name, value) = header {
-            text.push_str(&format!("{name}: {value}\n"));
+            text.push_str(&format!("{name}: {}\n", value.sample(service)));
         }
     }
     text.push('\n');
     match &preset.body {
         Content::Keep => text.push_str("(the genuine body)\n"),
         Content::Text(body) if body.to_string().is_empty() => text.push_str("(no body)\n"),
-        Content::Text(body) => text.push_str(&format!("{body}\n")),
+        Content::Text(body) => text.push_str(&format!("{}\n", body.sample(service))),
         Content::Bytes(bytes) => text.push_str(&format!("({} bytes: {})\n", bytes.len(), bytes.escape_ascii())),
     }
     Ok(text)
@@ -241,6 +242,21 @@ mod tests {
                 assert!(text.starts_with('<') && text.ends_with('>'), "{}: {text}", preset.name);
             }
         }
+    }
+
+    #[test]
+    fn the_cbor_body_is_a_map_that_names_its_type() {
+        let preset = find("rpcv2cbor-throttling").expect("the preset");
+        let Content::Bytes(bytes) = &preset.body else { panic!("text") };
+        let value: ciborium::Value = ciborium::from_reader(*bytes).expect("CBOR");
+        let fields: Vec<(&str, &str)> = value
+            .as_map()
+            .expect("a map")
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_text()?, value.as_text()?)))
+            .collect();
+        assert!(fields.iter().any(|(name, value)| *name == "__type" && value.contains("Throttling")), "{fields:?}");
+        assert!(fields.iter().any(|(name, value)| *name == "message" && !value.is_empty()), "{fields:?}");
     }
 
     #[test]
