@@ -230,6 +230,7 @@ async fn answer(
             *response.body_mut() = full(format!("this is {path}\n"));
         }
     } else if path == "/sink" {
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
         *response.body_mut() = full(digest.to_string());
     } else if path == "/echo" {
         *response.body_mut() = full(echo.freeze());
