@@ -51,7 +51,8 @@ fn of_call(id: &str, attempt: u32) -> Value {
 }
 
 fn put_item(more: Value) -> Value {
-    let mut headers = json!({"X-Amz-Target": "DynamoDB_20120810.PutItem", "Content-Type": "application/x-amz-json-1.0"});
+    let mut headers =
+        json!({"X-Amz-Target": "DynamoDB_20120810.PutItem", "Content-Type": "application/x-amz-json-1.0"});
     if let (Some(headers), Some(more)) = (headers.as_object_mut(), more.as_object()) {
         headers.extend(more.clone());
     }
@@ -137,7 +138,8 @@ const STORIES: &[Story] = &[
     ("~svc dynamodb => throttle times 1 per call", |scene, run| {
         let url = format!("https://{DYNAMODB}/");
         let one = |id: &str, attempt| json!(["POST", url, put_item(of_call(id, attempt)), 1]);
-        let told = answers(scene, run, json!([one("a", 1), one("a", 2), one("b", 1), one("b", 2)]), &[400, 200, 400, 200]);
+        let told =
+            answers(scene, run, json!([one("a", 1), one("a", 2), one("b", 1), one("b", 2)]), &[400, 200, 400, 200]);
         assert!(told[0][3].as_str().is_some_and(|body| body.contains("ProvisionedThroughputExceeded")), "{told:?}");
     }),
     ("~svc s3 => throttle chance 5% max-hits 100", |scene, run| {
@@ -219,21 +221,16 @@ fn commands() {
         client = boto3.client('s3', region_name='eu-west-1', aws_access_key_id='a', aws_secret_access_key='b')\n\
         client.put_object(Bucket='bucket', Key='empty/200', Body=b'x')\n";
     let before = scene.upstream.received().len();
-    let outcome = scene
-        .run()
-        .option(&run[1])
-        .option(&run[2])
-        .go(words![clients::python(), "-c", program])
-        .ok();
+    let outcome = scene.run().option(&run[1]).option(&run[2]).go(words![clients::python(), "-c", program]).ok();
     assert_eq!(outcome.report().count("injected", "503"), 2, "{}", outcome.report());
     assert_eq!(scene.upstream.received().len(), before + 1, "S3 never sees the first two");
 
     // The others belong to an instance with the file's rules.
-    let mut started = scene
-        .run()
-        .option("--rules")
-        .option(folder.path().join("rules.toml"))
-        .start(["sh", "-c", "echo ready; read line"]);
+    let mut started = scene.run().option("--rules").option(folder.path().join("rules.toml")).start([
+        "sh",
+        "-c",
+        "echo ready; read line",
+    ]);
     started.line("ready");
     let pid = started.pid.to_string();
     for mut words in lines {

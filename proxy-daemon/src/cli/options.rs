@@ -45,7 +45,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "N")]
     max_injections: Option<u64>,
 
-    /// No rule acts any more once so many attempts have ended like this: 'FILTER > N/TIME'
+    /// No rule acts any more once more than N attempts have ended like this: 'FILTER > N/TIME'
     ///
     /// An example: '~genuine & ~c 500..599 > 10/1m'.
     #[arg(long, value_name = "CONDITION")]

@@ -89,11 +89,15 @@ impl Watch {
             ends.pop_front();
         }
         let most = limit.count.clamp(1, MAX_ENDS);
-        if ends.len() >= most as usize {
+        if ends.len() > most as usize {
             ends.clear();
             drop(ends);
             self.stop(|| {
-                format!("{most} attempts within {} ended as stop_when says: {}", time(limit.per), limit.filter)
+                format!(
+                    "more than {most} attempts within {} ended as stop_when says: {}",
+                    time(limit.per),
+                    limit.filter
+                )
             });
         }
     }

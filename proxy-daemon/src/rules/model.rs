@@ -244,7 +244,8 @@ pub struct Guard {
     pub seed: Option<u64>,
     /// No rule acts any more after so many injections.
     pub max_injections: Option<u64>,
-    /// No rule acts any more once so many attempts have ended like this.
+    /// No rule acts any more once more than so many attempts have ended like
+    /// this.
     pub stop_when: Option<StopWhen>,
     /// Whether an answer that a rule changed names the rule in a field of its
     /// head; it does unless told otherwise.
@@ -254,7 +255,7 @@ pub struct Guard {
 #[derive(Debug)]
 pub struct StopWhen {
     pub filter: Filter,
-    /// This many within `per` are too many.
+    /// More than this many within `per` are too many.
     pub count: u32,
     pub per: Duration,
 }

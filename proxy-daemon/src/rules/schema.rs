@@ -24,7 +24,7 @@ struct RuleFile {
 struct GuardTable {
     /// No rule acts any more once rules have acted on so many attempts.
     max_injections: Option<u64>,
-    /// No rule acts any more once so many attempts have ended like this.
+    /// No rule acts any more once more than so many attempts have ended like this.
     stop_when: Option<StopTable>,
 }
 
@@ -33,7 +33,7 @@ struct GuardTable {
 struct StopTable {
     /// Which attempts, such as `~genuine & ~c 500..599`.
     filter: String,
-    /// How many are too many, such as `10/m`.
+    /// More than this are too many, such as `10/m`.
     rate: String,
 }
 

@@ -251,7 +251,7 @@ fn the_guard_stops_after_so_many_injections() {
 
 #[test]
 fn the_guard_stops_after_too_many_ends_in_a_time() {
-    let stop = StopWhen { filter: Filter::parse("~c 500").unwrap(), count: 3, per: Duration::from_secs(10) };
+    let stop = StopWhen { filter: Filter::parse("~c 500").unwrap(), count: 2, per: Duration::from_secs(10) };
     let guard = Guard { stop_when: Some(stop), ..Guard::default() };
     let rules = guarded(vec![rule("r", "~all", status(503))], Settings { guard, ..Settings::default() });
     let mut failed = attempt();
