@@ -18,7 +18,7 @@ impl Scene {
     }
 
     fn run(&self, options: &[&str]) -> Run {
-        options.iter().fold(Run::new().to(NAME, self.upstream.address, &self.ca), |run, word| run.option(word))
+        options.iter().fold(Run::new().to(NAME, self.upstream.address, &self.ca), Run::option)
     }
 }
 

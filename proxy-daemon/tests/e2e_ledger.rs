@@ -22,7 +22,7 @@ fn an_outage_is_measured_as_its_threads_feel_it() {
         .to(servers::BUCKET, upstream.address, &ca)
         .rule("~svc s3 & ~op PutObject => limit 20/s per bucket burst 40 throttle")
         .deadline(Duration::from_secs(120))
-        .go(words![clients::python(), clients::script("outage.py"), "6", "3"])
+        .go(words![clients::python(), clients::script("outage.py"), "5", "4"])
         .ok();
     let (got, report) = (outcome.json(), outcome.report());
     let process = report.process("outage.py");

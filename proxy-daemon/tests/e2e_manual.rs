@@ -34,7 +34,7 @@ impl Scene {
         NAMES.iter().fold(Run::new().upstream_ca(&self.ca.pem()), |run, name| run.map_host(name, self.upstream.address))
     }
 
-    fn ask(&self, run: Run, requests: Value) -> (Vec<Value>, Outcome) {
+    fn ask(&self, run: Run, requests: &Value) -> (Vec<Value>, Outcome) {
         let outcome = run.go(words![clients::python(), clients::script("ask.py"), requests.to_string()]).ok();
         let answers = outcome.json().as_array().cloned().unwrap_or_default();
         (answers, outcome)
@@ -50,7 +50,7 @@ fn of_call(id: &str, attempt: u32) -> Value {
     json!({"amz-sdk-invocation-id": id, "amz-sdk-request": format!("attempt={attempt}; max=3")})
 }
 
-fn put_item(more: Value) -> Value {
+fn put_item(more: &Value) -> Value {
     let mut headers =
         json!({"X-Amz-Target": "DynamoDB_20120810.PutItem", "Content-Type": "application/x-amz-json-1.0"});
     if let (Some(headers), Some(more)) = (headers.as_object_mut(), more.as_object()) {
@@ -62,7 +62,7 @@ fn put_item(more: Value) -> Value {
 /// A rule of the manual, and what it has to do.
 type Story = (&'static str, fn(&Scene, Run));
 
-fn answers(scene: &Scene, run: Run, requests: Value, expected: &[u64]) -> Vec<Value> {
+fn answers(scene: &Scene, run: Run, requests: &Value, expected: &[u64]) -> Vec<Value> {
     let (answers, outcome) = scene.ask(run, requests);
     assert_eq!(statuses(&answers), expected, "{}", outcome.finished);
     answers
@@ -72,37 +72,37 @@ const STORIES: &[Story] = &[
     ("~d s3 & ~m PUT & !~retry => 503", |scene, run| {
         let url = format!("https://{S3}/bucket/key");
         let requests = json!([["PUT", url, of_call("a", 1), 1], ["PUT", url, of_call("a", 2), 1], ["GET", url, {}, 1]]);
-        answers(scene, run, requests, &[503, 200, 200]);
+        answers(scene, run, &requests, &[503, 200, 200]);
     }),
     ("~u \"/v1/(orders|carts)\" ~hq \"x-tenant: blue\" => 429 \"Slow down\"", |scene, run| {
         let url = format!("https://{NAME}/v1/carts");
         let requests = json!([["GET", url, {"X-Tenant": "blue"}, 1], ["GET", url, {"X-Tenant": "red"}, 1]]);
-        let told = answers(scene, run, requests, &[429, 200]);
+        let told = answers(scene, run, &requests, &[429, 200]);
         assert_eq!(told[0][1], "Slow down");
     }),
     ("~d api.example.com => 503 retry-after 2", |scene, run| {
         let requests = json!([["GET", "https://api.example.com/", {}, 1], ["GET", format!("https://{NAME}/"), {}, 1]]);
-        let told = answers(scene, run, requests, &[503, 200]);
+        let told = answers(scene, run, &requests, &[503, 200]);
         assert_eq!(told[0][2]["retry-after"], "2");
     }),
     ("~svc s3 & ~op PutObject => limit 100/s per bucket s3-slowdown", |scene, run| {
         let requests = json!([["PUT", format!("https://{S3}/bucket/key"), {}, 150]]);
         // The throttle closes the connection, and http.client opens another.
-        let (told, _) = scene.ask(run, requests);
+        let (told, _) = scene.ask(run, &requests);
         let slowed: Vec<_> = told.iter().filter(|answer| answer[0] == 503).collect();
         assert!(slowed.len() < 150 && !slowed.is_empty(), "{:?}", statuses(&told));
         assert!(slowed[0][3].as_str().is_some_and(|body| body.contains("<Code>SlowDown</Code>")), "{slowed:?}");
     }),
     ("~u /report => delay 200ms~50ms cap 1s", |scene, run| {
         let requests = json!([["GET", format!("https://{NAME}/report"), {}, 3]]);
-        let (told, outcome) = scene.ask(run, requests);
+        let (told, outcome) = scene.ask(run, &requests);
         assert_eq!(statuses(&told), [200, 200, 200]);
         let held = outcome.report().0["totals"]["held_ms"].as_f64().unwrap_or_default();
         assert!((100.0..=3_000.0).contains(&held), "{held}");
     }),
     ("~u /profile & ~ts json => merge '{\"quota\": {\"left\": 0}}'", |scene, run| {
         let requests = json!([["POST", format!("https://{NAME}/sink?of=/profile"), {}, 1]]);
-        let told = answers(scene, run, requests, &[200]);
+        let told = answers(scene, run, &requests, &[200]);
         let body: Value = serde_json::from_str(told[0][3].as_str().unwrap_or_default()).expect("JSON");
         assert_eq!(body["quota"]["left"], 0, "{body}");
         assert_eq!(body["length"], 1, "what was there stays: {body}");
@@ -127,29 +127,36 @@ const STORIES: &[Story] = &[
     }),
     ("~svc dynamodb & ~op PutItem => 500 in response", |scene, run| {
         let before = scene.upstream.received().len();
-        answers(scene, run, json!([["POST", format!("https://{DYNAMODB}/"), put_item(json!({})), 1]]), &[500]);
+        answers(scene, run, &json!([["POST", format!("https://{DYNAMODB}/"), put_item(&json!({})), 1]]), &[500]);
         assert_eq!(scene.upstream.received().len(), before + 1);
     }),
     ("~svc dynamodb & ~op PutItem => 500 in request", |scene, run| {
         let before = scene.upstream.received().len();
-        answers(scene, run, json!([["POST", format!("https://{DYNAMODB}/"), put_item(json!({})), 1]]), &[500]);
+        answers(scene, run, &json!([["POST", format!("https://{DYNAMODB}/"), put_item(&json!({})), 1]]), &[500]);
         assert_eq!(scene.upstream.received().len(), before);
     }),
     ("~svc dynamodb => throttle times 1 per call", |scene, run| {
         let url = format!("https://{DYNAMODB}/");
-        let one = |id: &str, attempt| json!(["POST", url, put_item(of_call(id, attempt)), 1]);
+        let one = |id: &str, attempt| json!(["POST", url, put_item(&of_call(id, attempt)), 1]);
         let told =
-            answers(scene, run, json!([one("a", 1), one("a", 2), one("b", 1), one("b", 2)]), &[400, 200, 400, 200]);
+            answers(scene, run, &json!([one("a", 1), one("a", 2), one("b", 1), one("b", 2)]), &[400, 200, 400, 200]);
         assert!(told[0][3].as_str().is_some_and(|body| body.contains("ProvisionedThroughputExceeded")), "{told:?}");
     }),
     ("~svc s3 => throttle chance 5% max-hits 100", |scene, run| {
         let requests = json!([["GET", format!("https://{S3}/bucket/key"), {}, 400]]);
-        let (told, _) = scene.ask(run.option("--seed").option("7"), requests);
+        let (told, _) = scene.ask(run.option("--seed").option("7"), &requests);
         let slowed = statuses(&told).into_iter().filter(|status| *status == 503).count();
         // Five percent of 400 is 20; so far off it is about once in a million.
         assert!((3..=45).contains(&slowed), "{slowed}");
     }),
 ];
+
+/// No block of a kind that nothing runs.
+#[test]
+fn every_block_is_run() {
+    let all = MANUAL.split("```").skip(1).step_by(2).count();
+    assert_eq!(blocks("rule").len() + blocks("toml").len() + blocks("sh").len(), all);
+}
 
 #[test]
 fn rules() {
@@ -181,7 +188,7 @@ fn rule_files() {
         ["GET", format!("https://{NAME}/report"), {}, 20],
         ["GET", "https://api.example.com/", {}, 1]
     ]);
-    let (told, outcome) = scene.ask(scene.run().option("--rules").option(&path), requests);
+    let (told, outcome) = scene.ask(scene.run().option("--rules").option(&path), &requests);
     let statuses = statuses(&told);
     assert_eq!(statuses[..3], [503, 503, 200]);
     assert_eq!(statuses[23], 200, "this rule is off");

@@ -204,6 +204,12 @@ pub enum Failure {
     Closed,
     /// The kernel gave up on the connection.
     TimedOut,
+    /// The connection was refused.
+    Refused,
+    /// There is no way to the upstream.
+    Unreachable,
+    /// The TLS handshake failed.
+    Tls,
     /// The upstream broke the protocol.
     Protocol,
     /// The client went away first; not the upstream's failure.
@@ -216,6 +222,9 @@ impl Failure {
             Failure::Reset => "reset",
             Failure::Closed => "closed",
             Failure::TimedOut => "timeout",
+            Failure::Refused => "refused",
+            Failure::Unreachable => "unreachable",
+            Failure::Tls => "tls",
             Failure::Protocol => "protocol",
             Failure::Cancelled => "cancelled",
         }
@@ -247,6 +256,10 @@ pub struct Attempt {
     /// Read only where rules ask for them.
     pub request_content: Content,
     pub response_content: Content,
+    /// What stands for the request where the client names no call, and the
+    /// digest of the body that it sent, where that was sent whole.
+    pub print: Option<u128>,
+    pub body_digest: Option<u64>,
     /// What stands for the call where chance is drawn; 0 where nothing draws.
     pub call_key: u64,
     /// Set where a rule changed what the client saw.

@@ -275,6 +275,8 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
         request_content: content(line.request_body.or_else(|| Some(String::new()))),
         response_content: content(line.response_body),
         call_key: 0,
+        print: None,
+        body_digest: None,
         injected: None,
         held: Duration::ZERO,
         complaint: Complaint::default(),

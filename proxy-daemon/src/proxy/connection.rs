@@ -18,13 +18,13 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     Proxy,
-    exchange::Peer,
+    exchange::{self, Peer},
     failure,
     h1::{self, End},
     h2, socket, tunnel,
 };
 use crate::{
-    flow::Failure,
+    flow::{Failure, Moment},
     process::Process,
     retry::{ConnectionKind, Problem},
     tls::{self, Hello, hello},
@@ -54,7 +54,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
     let _ = client.set_nodelay(true);
     let process = proxy.processes.of(&redirected.owner);
     let Ok(address) = client.peer_addr() else { return };
-    let visit = Visit { proxy, process, client: address, origin: redirected.origin };
+    let accepted = proxy.account.clock.now();
+    let visit = Visit { proxy, process, client: address, origin: redirected.origin, accepted };
 
     let mut first = BytesMut::new();
     let mut early = None;
@@ -105,6 +106,7 @@ struct Visit<'a> {
     process: Arc<Process>,
     client: SocketAddr,
     origin: SocketAddr,
+    accepted: Moment,
 }
 
 impl Visit<'_> {
@@ -181,7 +183,12 @@ impl Visit<'_> {
         };
         let upstream = match reached {
             Ok(upstream) => upstream,
-            Err(error) => return self.unreachable(&client, to, &error),
+            Err(error) => {
+                if !failure::is_exhaustion(&error) {
+                    self.unmade(&name, failure::of_connecting(&error));
+                }
+                return self.unreachable(&client, to, &error);
+            }
         };
         let server_name = match sni.as_deref().map(|sni| ServerName::try_from(sni.to_owned())) {
             Some(Ok(name)) => name,
@@ -295,11 +302,25 @@ impl Visit<'_> {
 
     /// The client left while its upstream kept us waiting.
     fn impatient(&self, name: &str) {
+        self.unmade(name, Failure::Cancelled);
         self.refused(
             "the client left before the upstream had answered",
             name,
             format!("{name} did not complete its TLS handshake in the time that the client grants."),
         );
+    }
+
+    /// The client's attempt ends before its request.
+    fn unmade(&self, name: &str, failure: Failure) {
+        let account = &self.proxy.account;
+        let peer = Peer {
+            connection: account.next_connection(),
+            process: Arc::clone(&self.process),
+            client: self.client,
+            origin: self.origin,
+            name: name.into(),
+        };
+        exchange::unmade(account, &peer, self.accepted, failure);
     }
 
     /// There is no upstream: neither is there for the client.
@@ -319,6 +340,7 @@ impl Visit<'_> {
     /// The upstream failed its handshake: the client gets the alert that it
     /// would have raised or received itself, or the failure below TLS.
     async fn insecure(&self, mut client: TcpStream, name: &str, error: &io::Error) {
+        self.unmade(name, if tls::mirror_alert(error).is_some() { Failure::Tls } else { failure::of(error) });
         self.refused("the upstream failed its TLS handshake", name, tls::explain(error, name));
         match tls::mirror_alert(error) {
             Some(alert) => {

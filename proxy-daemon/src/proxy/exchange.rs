@@ -19,11 +19,11 @@ use super::Feed;
 
 use crate::{
     flow::{
-        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Protocol, Request,
-        Response, complaint, content,
+        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Moment, Operation,
+        Protocol, Request, Response, complaint, content,
     },
     process::Process,
-    retry::{self, Ledger},
+    retry::{BodyDigest, Fingerprint, Hint, Ledger},
     rules::{Abort, Active, Field, Phase, Progress, Rules, Ruling},
 };
 
@@ -77,6 +77,41 @@ pub(super) struct Peer {
     pub(super) name: Arc<str>,
 }
 
+/// The digest of a request's body, without its framing.
+#[derive(Debug)]
+struct Digest {
+    body: BodyDigest,
+    chunked: Option<super::h1::Unchunking>,
+    /// The length that the head promises, for bodies that stop short.
+    length: Option<u64>,
+}
+
+impl Digest {
+    fn of(request: &Request) -> Option<Self> {
+        let chunked = request.headers.get("transfer-encoding").map(|_| super::h1::Unchunking::default());
+        let length = request.headers.text("content-length").and_then(|text| text.trim().parse().ok());
+        Some(Self { body: BodyDigest::of(request)?, chunked, length })
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        match &mut self.chunked {
+            Some(chunked) => chunked.feed(bytes, |data| self.body.add(data)),
+            None => self.body.add(bytes),
+        }
+    }
+
+    /// Unless the body was not sent whole.
+    fn finish(self, sent: u64) -> Option<u64> {
+        let whole = match (&self.chunked, self.length) {
+            (Some(chunked), _) => chunked.is_done(),
+            (None, Some(length)) => sent >= length,
+            // HTTP/2: its end is not told here.
+            (None, None) => true,
+        };
+        whole.then(|| self.body.finish())
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Exchange {
     account: Arc<Account>,
@@ -85,6 +120,8 @@ pub(super) struct Exchange {
     progress: Progress,
     attempt: Attempt,
     body_start: Option<Vec<u8>>,
+    /// Of the request's body, where nothing else may tell requests apart.
+    digest: Option<Digest>,
     /// What rules changed of the head that the client was told.
     told: Vec<Field>,
     /// The body that the client is told is that of the status it is told.
@@ -100,9 +137,10 @@ pub(super) struct Exchange {
 
 impl Exchange {
     pub(super) fn begin(account: &Arc<Account>, peer: &Peer, protocol: Protocol, request: Request) -> Self {
-        let signal = retry::read(&request.headers);
+        let hint = Hint::of(peer.process.key, &request);
         let started = account.clock.now();
-        let link = account.ledger().begin(&peer.process, signal.as_ref(), started);
+        let link = account.ledger().begin(&peer.process, &hint, request.host(), started);
+        let digest = hint.print.filter(|_| !hint.bodiless).and_then(|_| Digest::of(&request));
         let body_start = flow::aws::needs_body(&request).then(Vec::new);
         let mut attempt = Attempt {
             connection: peer.connection,
@@ -118,6 +156,8 @@ impl Exchange {
             request_content: Content::Unread,
             response_content: Content::Unread,
             call_key: 0,
+            print: hint.print.map(Fingerprint::number),
+            body_digest: None,
             injected: None,
             held: Duration::ZERO,
             complaint: Complaint::default(),
@@ -135,6 +175,7 @@ impl Exchange {
             progress,
             attempt,
             body_start,
+            digest,
             told: Vec::new(),
             body_told: true,
             body_replaced: false,
@@ -156,6 +197,9 @@ impl Exchange {
     /// Body bytes on their way to the upstream.
     pub(super) fn sent(&mut self, bytes: &[u8]) {
         self.attempt.sent += bytes.len() as u64;
+        if let Some(digest) = &mut self.digest {
+            digest.add(bytes);
+        }
         let Some(start) = &mut self.body_start else { return };
         let room = MAX_BODY_START - start.len();
         start.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -287,7 +331,9 @@ impl Exchange {
         let now = self.account.clock.now();
         self.attempt.ended = Some(now);
         self.attempt.complaint = self.complain();
-        self.account.ledger().finish(&self.attempt);
+        self.attempt.body_digest = self.digest.take().and_then(|digest| digest.finish(self.attempt.sent));
+        let link = self.account.ledger().finish(&self.attempt);
+        self.attempt.link = link;
         self.account.rules.ended(&self.attempt, now);
         self.account.feed.publish(&self.attempt);
         tracing::debug!(
@@ -301,6 +347,54 @@ impl Exchange {
             "attempt"
         );
     }
+}
+
+/// A connection that was not to be is an attempt too: its request never came
+/// to be sent. Where the client then tries another address of the same name,
+/// that is one and the same attempt.
+pub(super) fn unmade(account: &Account, peer: &Peer, started: Moment, failure: Failure) {
+    let request = Request {
+        method: Arc::from("CONNECT"),
+        authority: Arc::clone(&peer.name),
+        target: Arc::from(""),
+        headers: Headers::default(),
+    };
+    let key = peer.process.key;
+    let print = Fingerprint::of_connecting(key, &peer.name);
+    let ended = account.clock.now();
+    let mut ledger = account.ledger();
+    if !ledger.connects(print, peer.origin.ip(), started, ended) {
+        return;
+    }
+    let hint = Hint { signal: None, print: Some(print), bodiless: true };
+    let link = ledger.begin(&peer.process, &hint, "", started);
+    let mut attempt = Attempt {
+        connection: peer.connection,
+        process: Arc::clone(&peer.process),
+        client: peer.client,
+        origin: peer.origin,
+        protocol: Protocol::Http11,
+        operation: Operation::default(),
+        request,
+        link,
+        started,
+        response: None,
+        request_content: Content::Unread,
+        response_content: Content::Unread,
+        call_key: 0,
+        print: Some(print.number()),
+        body_digest: None,
+        injected: None,
+        held: Duration::ZERO,
+        complaint: Complaint::default(),
+        failure: Some(failure),
+        ended: Some(ended),
+        sent: 0,
+        received: 0,
+    };
+    attempt.link = ledger.finish(&attempt);
+    drop(ledger);
+    account.feed.publish(&attempt);
 }
 
 /// Neither an answer nor an end, for this time or for ever.

@@ -21,6 +21,19 @@ pub(super) fn of(error: &io::Error) -> Failure {
     }
 }
 
+/// Why a connection could not be made.
+pub(super) fn of_connecting(error: &io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => Failure::Refused,
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EACCES | libc::EPERM) => {
+            Failure::Unreachable
+        }
+        Some(libc::ECONNRESET) => Failure::Reset,
+        Some(libc::ETIMEDOUT) => Failure::TimedOut,
+        _ => Failure::Closed,
+    }
+}
+
 /// Whether the failure is this machine's: it ran out of something.
 pub(super) fn is_exhaustion(error: &io::Error) -> bool {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];

@@ -159,7 +159,8 @@ pub struct CountsEntry {
     /// Calls with at least one retry.
     pub calls_retried: u64,
     pub attempts: u64,
-    /// Of `attempts`, those that nothing links to others: each is a call.
+    /// Of `attempts`, those whose client says nothing of calls: what they are
+    /// linked to is inferred.
     pub attempts_unlinked: u64,
     pub retries: u64,
     pub retries_exact: u64,

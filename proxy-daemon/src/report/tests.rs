@@ -14,7 +14,7 @@ use crate::{
         Response,
     },
     process::{Facts, Process, ProcessKey},
-    retry::{CallKey, ConnectionKind, Family, Ledger, Limits, Problem, Signal},
+    retry::{CallKey, ConnectionKind, Family, Hint, Ledger, Limits, Problem, Signal},
 };
 
 fn process(pid: u32, command: &str) -> Arc<Process> {
@@ -61,9 +61,18 @@ impl Scene {
 
     /// One attempt. `call` empty: no signal; `rule`: what told the status.
     fn attempt(&mut self, operation: &str, call: &str, number: u32, span: (u64, u64), status: u16, rule: Option<&str>) {
-        let signal =
-            Signal { family: Family::Aws, call: CallKey::of(call.as_bytes()), number: Some(number), max: Some(5) };
-        let link = self.ledger.begin(&self.process, Some(&signal).filter(|_| !call.is_empty()), ms(span.0));
+        let signal = Signal {
+            family: Family::Aws,
+            call: Some(CallKey::of(call.as_bytes())),
+            number: Some(number),
+            max: Some(5),
+        };
+        let link = self.ledger.begin(
+            &self.process,
+            &Hint::from(Some(signal).filter(|_| !call.is_empty())),
+            "api.test",
+            ms(span.0),
+        );
         let (service, name) = operation.split_once('.').unwrap_or(("", operation));
         let genuine = if rule.is_some() { 200 } else { status };
         self.ledger.finish(&Attempt {
@@ -95,6 +104,8 @@ impl Scene {
             request_content: Content::Unread,
             response_content: Content::Unread,
             call_key: 0,
+            print: None,
+            body_digest: None,
             held: Duration::ZERO,
             complaint: Complaint::default(),
             sent: 0,
@@ -288,8 +299,9 @@ fn a_client_without_signals() {
     assert_eq!(
         scene.text(),
         "\
-curl --retry 2 https://api.test/ (4242): 3 requests carried no retry signal, so
-retries among them cannot be told; 3 calls were given up.
+curl --retry 2 https://api.test/ (4242): none of 3 GET api.test calls was
+retried; this is inferred: no request carried a retry signal; 3 calls were given
+up.
 
   operation     calls  attempts  retries  gave up  backoff  longest
   GET api.test      3         3        0        3        -        -
@@ -313,8 +325,8 @@ fn nothing_retried() {
     assert_eq!(
         scene.text(),
         "\
-node index.js (4242): none of 3 calls was retried; 1 more request carried no
-retry signal.
+node index.js (4242): none of 4 calls was retried; 1 request carried no retry
+signal.
 
   operation     calls  attempts  retries  gave up  backoff  longest
   s3.GetObject      2         2        0        0        -        -

@@ -210,19 +210,19 @@ fn verdict(process: &ProcessEntry) -> String {
     if counts.attempts == 0 {
         return format!("{who}: {}", unread(process));
     }
-    let calls = counts.calls.saturating_sub(counts.attempts_unlinked);
-    let mut clauses = Vec::new();
-    if calls > 0 {
-        clauses.push(retried(calls, process));
-        clauses.extend(stalled(process));
-    }
-    if counts.attempts_unlinked > 0 {
-        let requests = match calls {
-            0 => count(counts.attempts_unlinked, "request", "requests"),
-            _ => count(counts.attempts_unlinked, "more request", "more requests"),
-        };
-        let among = if counts.attempts_unlinked == 1 { "" } else { ", so retries among them cannot be told" };
-        clauses.push(format!("{requests} carried no retry signal{among}"));
+    let mut clauses = vec![retried(counts.calls, process)];
+    clauses.extend(stalled(process));
+    match counts.attempts_unlinked {
+        0 => {}
+        1 if counts.attempts == 1 => clauses.push("it carried no retry signal".to_owned()),
+        1 => clauses.push(format!("1{GLUE}request carried no retry signal")),
+        all if all == counts.attempts => {
+            clauses.push("this is inferred: no request carried a retry signal".to_owned());
+        }
+        some => clauses.push(format!(
+            "retries of {} are inferred: they carried no retry signal",
+            count(some, "request", "requests")
+        )),
     }
     match counts.give_ups {
         0 => {}
@@ -251,9 +251,9 @@ fn unread(process: &ProcessEntry) -> String {
 
 fn retried(calls: u64, process: &ProcessEntry) -> String {
     let counts = &process.counts;
-    let linked = |operation: &&OperationEntry| operation.counts.calls > operation.counts.attempts_unlinked;
+    let called = |operation: &&OperationEntry| operation.counts.calls > 0;
     // With one operation alone its name stands for the kind of call.
-    let only = match process.operations.iter().filter(linked).collect::<Vec<_>>()[..] {
+    let only = match process.operations.iter().filter(called).collect::<Vec<_>>()[..] {
         [only] => format!("{} ", fit(&plain(&name(only)), MAX_COMMAND)),
         _ => String::new(),
     };

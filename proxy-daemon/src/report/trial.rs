@@ -7,7 +7,7 @@
 use super::words::plain;
 use crate::{
     flow::{Attempt, Moment},
-    retry::{self, Ledger, Limits},
+    retry::{Fingerprint, Hint, Ledger, Limits},
     rules::{Guard, Phase, Progress, RuleSet, Rules, Settings},
 };
 
@@ -20,8 +20,9 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
     let mut text = String::new();
     let mut acted = 0;
     for mut attempt in attempts {
-        let signal = retry::read(&attempt.request.headers);
-        attempt.link = ledger.begin(&attempt.process, signal.as_ref(), attempt.started);
+        let hint = Hint::of(attempt.process.key, &attempt.request);
+        attempt.link = ledger.begin(&attempt.process, &hint, attempt.request.host(), attempt.started);
+        attempt.print = hint.print.map(Fingerprint::number);
         let active = rules.load();
         attempt.call_key = active.call_key(&attempt);
         let mut progress = Progress::default();

@@ -76,7 +76,12 @@ impl Class {
         match failure {
             Failure::TimedOut => Class::Timeout,
             Failure::Cancelled => Class::Cancelled,
-            Failure::Reset | Failure::Closed | Failure::Protocol => Class::Connection,
+            Failure::Reset
+            | Failure::Closed
+            | Failure::Protocol
+            | Failure::Refused
+            | Failure::Unreachable
+            | Failure::Tls => Class::Connection,
         }
     }
 

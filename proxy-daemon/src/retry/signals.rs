@@ -19,6 +19,26 @@ pub enum Family {
     Aws,
     /// The AWS SDK for PHP, by `aws-sdk-invocation-id`.
     AwsPhp,
+    /// Google Cloud clients, by `gccl-invocation-id` or the idempotency token.
+    Google,
+    /// Clients that send one idempotency key with every attempt of a call.
+    IdempotencyKey,
+    /// The Stainless SDKs (OpenAI, Anthropic, …): numbers without a name.
+    Stainless,
+    /// gRPC's own retries: numbers without a name.
+    Grpc,
+    /// Envoy, for the requests that pass it.
+    Envoy,
+    /// Azure, by `x-ms-client-request-id`: some of its clients keep the id over
+    /// the attempts of a call, others make a new one for each.
+    Azure,
+}
+
+impl Family {
+    /// The same id means the same call; another id means nothing.
+    pub fn is_weak(self) -> bool {
+        self == Family::Azure
+    }
 }
 
 /// A client's identifier of a call, as a keyed 128-bit hash: bounded in size
@@ -38,7 +58,9 @@ impl CallKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal {
     pub family: Family,
-    pub call: CallKey,
+    /// Absent where the client numbers attempts and does not name the call:
+    /// the request itself has to tell which call goes on.
+    pub call: Option<CallKey>,
     /// From 1. Absent where the client does not say, or not legibly: such
     /// attempts are numbered as they arrive.
     pub number: Option<u32>,
@@ -50,13 +72,21 @@ pub struct Signal {
 #[derive(Debug)]
 pub struct Row {
     pub family: Family,
-    /// The header that names the call.
-    pub call: &'static str,
+    /// The header that names the call; a row without has a number.
+    pub call: Option<(&'static str, Id)>,
     /// The header that numbers the attempt, and its grammar. A row applies
     /// only where both of its headers are present.
     pub number: Option<(&'static str, Grammar)>,
     /// Who sends it, and where that is written.
     pub source: &'static str,
+}
+
+/// Where in a header's value the call's name stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Id {
+    Whole,
+    /// After this name and a slash, among tokens between spaces.
+    Token(&'static str),
 }
 
 /// How an attempt's number is written.
@@ -68,13 +98,20 @@ pub enum Grammar {
     /// `1/250` or `1/250/495`: the retries so far, from 0, then the delay
     /// and perhaps the retry quota left.
     Slashes,
+    /// The number alone, from 1.
+    Attempts,
+    /// The retries so far, from 0.
+    Retries,
+    /// `gccl-attempt-count/2` among tokens between spaces, from 1; perhaps
+    /// absent.
+    Token(&'static str),
 }
 
 /// The families, in the order in which they are looked for.
 pub const TABLE: &[Row] = &[
     Row {
         family: Family::Aws,
-        call: "amz-sdk-invocation-id",
+        call: Some(("amz-sdk-invocation-id", Id::Whole)),
         number: Some(("amz-sdk-request", Grammar::Pairs)),
         source: "AWS SDKs: botocore retries/standard.py and retryhandler.py, @smithy/core retry, Go v2 \
                  aws/retry/middleware.go, Java v2 RetryableStageHelper2.java, smithy-rs \
@@ -82,33 +119,88 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         family: Family::Aws,
-        call: "amz-sdk-invocation-id",
+        call: Some(("amz-sdk-invocation-id", Id::Whole)),
         number: Some(("amz-sdk-retry", Grammar::Slashes)),
         source: "AWS SDK for Java v2, early releases: retries/backoff/capacity",
     },
     Row {
         family: Family::Aws,
-        call: "amz-sdk-invocation-id",
+        call: Some(("amz-sdk-invocation-id", Id::Whole)),
         number: None,
         source: "AWS SDK for Ruby v3 in legacy mode: plugins/invocation_id.rb",
     },
     Row {
         family: Family::AwsPhp,
-        call: "aws-sdk-invocation-id",
+        call: Some(("aws-sdk-invocation-id", Id::Whole)),
         number: Some(("amz-sdk-request", Grammar::Pairs)),
         source: "AWS SDK for PHP, newest: Retry/RetryHelperTrait.php",
     },
     Row {
         family: Family::AwsPhp,
-        call: "aws-sdk-invocation-id",
+        call: Some(("aws-sdk-invocation-id", Id::Whole)),
         number: Some(("aws-sdk-retry", Grammar::Slashes)),
         source: "AWS SDK for PHP: Middleware.php, Retry/RetryHelperTrait.php (0/0 first)",
     },
     Row {
         family: Family::AwsPhp,
-        call: "aws-sdk-invocation-id",
+        call: Some(("aws-sdk-invocation-id", Id::Whole)),
         number: None,
         source: "AWS SDK for PHP with retries off: Middleware.php",
+    },
+    Row {
+        family: Family::Google,
+        call: Some(("x-goog-api-client", Id::Token("gccl-invocation-id"))),
+        number: Some(("x-goog-api-client", Grammar::Token("gccl-attempt-count"))),
+        source: "google-cloud-go storage/invoke.go, google-cloud-php Rest.php (with a count); google-cloud-python \
+                 storage/_http.py (without)",
+    },
+    Row {
+        family: Family::Google,
+        call: Some(("x-goog-gcs-idempotency-token", Id::Whole)),
+        number: None,
+        source: "google-cloud-node, -go, -java, -cpp: storage",
+    },
+    Row {
+        family: Family::IdempotencyKey,
+        call: Some(("idempotency-key", Id::Whole)),
+        number: Some(("x-stainless-retry-count", Grammar::Retries)),
+        source: "Stainless SDKs of services with idempotency keys: _base_client.py",
+    },
+    Row {
+        family: Family::Stainless,
+        call: None,
+        number: Some(("x-stainless-retry-count", Grammar::Retries)),
+        source: "openai-python and anthropic-sdk-python _base_client.py; openai-node src/client.ts",
+    },
+    Row {
+        family: Family::Grpc,
+        call: None,
+        number: Some(("grpc-previous-rpc-attempts", Grammar::Retries)),
+        source: "grpc/proposal A6-client-retries.md; absent on the first attempt",
+    },
+    Row {
+        family: Family::Envoy,
+        call: Some(("x-request-id", Id::Whole)),
+        number: Some(("x-envoy-attempt-count", Grammar::Attempts)),
+        source: "Envoy, include_request_attempt_count: router filter documentation",
+    },
+    Row {
+        family: Family::IdempotencyKey,
+        call: Some(("idempotency-key", Id::Whole)),
+        number: None,
+        source: "stripe-python _api_requestor.py; IETF draft-ietf-httpapi-idempotency-key-header",
+    },
+    Row {
+        family: Family::IdempotencyKey,
+        call: Some(("x-idempotency-key", Id::Whole)),
+        number: None,
+        source: "the same under the name that services used before",
+    },
+    Row {
+        family: Family::Azure,
+        call: Some(("x-ms-client-request-id", Id::Whole)),
+        number: None,
+        source: "azure-core RequestIdPolicy (constant); azure-storage-blob (a new one for each attempt)",
     },
 ];
 
@@ -125,16 +217,35 @@ pub fn read(headers: &Headers) -> Option<Signal> {
 
 impl Row {
     fn read(&self, headers: &Headers) -> Option<Signal> {
-        let id = headers.get(self.call)?.trim_ascii();
-        if id.is_empty() {
-            return None;
-        }
+        let call = match self.call {
+            None => None,
+            Some((header, id)) => Some(CallKey::of(id.read(headers.get(header)?)?)),
+        };
         let (number, max) = match self.number {
             None => (None, None),
             Some((header, grammar)) => grammar.read(headers.get(header)?),
         };
-        Some(Signal { family: self.family, call: CallKey::of(id), number, max })
+        // A number that cannot be read says nothing where it stands alone.
+        (call.is_some() || number.is_some()).then_some(Signal { family: self.family, call, number, max })
     }
+}
+
+impl Id {
+    fn read(self, value: &[u8]) -> Option<&[u8]> {
+        let id = match self {
+            Id::Whole => value.trim_ascii(),
+            Id::Token(name) => token(value, name)?,
+        };
+        (!id.is_empty()).then_some(id)
+    }
+}
+
+/// What follows `name/` among tokens between spaces.
+fn token<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    value
+        .split(|byte| *byte == b' ')
+        .take(MAX_PAIRS)
+        .find_map(|token| token.strip_prefix(name.as_bytes())?.strip_prefix(b"/"))
 }
 
 impl Grammar {
@@ -158,6 +269,9 @@ impl Grammar {
                 let retries = value.split(|byte| *byte == b'/').next().and_then(count);
                 (retries.map(|retries| (retries + 1).min(MAX_NUMBER)), None)
             }
+            Grammar::Attempts => (count(value).filter(|number| *number > 0), None),
+            Grammar::Retries => (count(value).map(|retries| (retries + 1).min(MAX_NUMBER)), None),
+            Grammar::Token(name) => (token(value, name).and_then(count).filter(|number| *number > 0), None),
         }
     }
 }
@@ -204,7 +318,7 @@ mod tests {
             let fields = [("amz-sdk-invocation-id", ID), ("amz-sdk-request", value)];
             let signal = signal(&fields).expect(value);
             assert_eq!((signal.family, signal.number, signal.max), (Family::Aws, number, max), "{value}");
-            assert_eq!(signal.call, CallKey::of(ID.as_bytes()));
+            assert_eq!(signal.call, Some(CallKey::of(ID.as_bytes())));
         }
     }
 
@@ -238,6 +352,37 @@ mod tests {
     }
 
     #[test]
+    fn every_other_family_as_its_clients_send_it() {
+        let google = "gl-python/3.11 gccl/3.17.1 gccl-invocation-id/5f0c";
+        let counted = format!("{google} gccl-attempt-count/2");
+        for (fields, family, named, number) in [
+            (&[("x-goog-api-client", google)][..], Family::Google, true, None),
+            (&[("x-goog-api-client", counted.as_str())], Family::Google, true, Some(2)),
+            (&[("X-Goog-Gcs-Idempotency-Token", "5f0c")], Family::Google, true, None),
+            (&[("x-stainless-retry-count", "0")], Family::Stainless, false, Some(1)),
+            (&[("x-stainless-retry-count", "2")], Family::Stainless, false, Some(3)),
+            (&[("Idempotency-Key", "k"), ("x-stainless-retry-count", "1")], Family::IdempotencyKey, true, Some(2)),
+            (&[("grpc-previous-rpc-attempts", "1")], Family::Grpc, false, Some(2)),
+            (&[("x-request-id", "r"), ("x-envoy-attempt-count", "2")], Family::Envoy, true, Some(2)),
+            (&[("Idempotency-Key", "k")], Family::IdempotencyKey, true, None),
+            (&[("X-Idempotency-Key", "k")], Family::IdempotencyKey, true, None),
+            (&[("x-ms-client-request-id", "c")], Family::Azure, true, None),
+        ] {
+            let signal = signal(fields).unwrap_or_else(|| panic!("{fields:?}"));
+            assert_eq!((signal.family, signal.call.is_some(), signal.number), (family, named, number), "{fields:?}");
+        }
+        for fields in [
+            &[("x-goog-api-client", "gl-python/3.11 gccl/3.17.1")][..],
+            &[("x-stainless-retry-count", "many")],
+            &[("grpc-previous-rpc-attempts", "")],
+            &[("x-envoy-attempt-count", "1")],
+            &[("x-request-id", "r")],
+        ] {
+            assert_eq!(signal(fields), None, "{fields:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_signal() {
         assert_eq!(signal(&[]), None);
         assert_eq!(signal(&[("amz-sdk-request", "attempt=2; max=3")]), None);
@@ -259,7 +404,7 @@ mod tests {
     #[test]
     fn long_ids_stay_apart_and_take_no_room() {
         let (one, other) = ("x".repeat(70_000) + "1", "x".repeat(70_000) + "2");
-        let key = |id: &str| signal(&[("amz-sdk-invocation-id", id)]).expect("a signal").call;
+        let key = |id: &str| signal(&[("amz-sdk-invocation-id", id)]).expect("a signal").call.expect("an id");
         assert_eq!(key(&one), key(&one));
         assert_ne!(key(&one), key(&other));
         assert_eq!(size_of::<CallKey>(), 16);
@@ -271,7 +416,7 @@ mod tests {
             let row = &TABLE[row];
             let number = row.number.map_or("x", |(header, _)| header);
             let headers = Headers::copied(
-                [(row.call.as_bytes(), &id[..]), (number.as_bytes(), &value[..])].into_iter());
+                [(row.call.map_or("x", |call| call.0).as_bytes(), &id[..]), (number.as_bytes(), &value[..])].into_iter());
             if let Some(signal) = read(&headers) {
                 prop_assert!(signal.number.is_none_or(|number| (1..=MAX_NUMBER).contains(&number)));
                 prop_assert!(signal.max.is_none_or(|max| (1..=MAX_NUMBER).contains(&max)));

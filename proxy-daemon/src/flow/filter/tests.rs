@@ -50,6 +50,8 @@ pub(crate) fn attempt() -> Attempt {
         request_content: Content::Unread,
         response_content: Content::Unread,
         call_key: 0,
+        print: None,
+        body_digest: None,
         held: Duration::ZERO,
         complaint: Complaint::default(),
         sent: 0,

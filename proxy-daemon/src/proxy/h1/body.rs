@@ -107,7 +107,7 @@ impl Chunked {
         self.scan(bytes, |_| ())
     }
 
-    fn scan(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Progress {
+    pub(super) fn scan(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Progress {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             match self.state {

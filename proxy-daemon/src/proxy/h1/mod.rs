@@ -49,6 +49,25 @@ pub(in crate::proxy) fn unchunked(bytes: &[u8]) -> Vec<u8> {
     body::content(Framing::Chunked, bytes)
 }
 
+/// A chunked body whose data is taken out as it passes.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Unchunking {
+    coding: body::Chunked,
+    over: bool,
+}
+
+impl Unchunking {
+    /// Hands on the data within these bytes.
+    pub(in crate::proxy) fn feed(&mut self, bytes: &[u8], data: impl FnMut(&[u8])) {
+        self.over |= !matches!(self.coding.scan(bytes, data), Progress::More);
+    }
+
+    /// The last chunk has come.
+    pub(in crate::proxy) fn is_done(&self) -> bool {
+        self.over
+    }
+}
+
 /// One read while a body streams. A TLS record holds 16 KiB at most.
 const BODY_BUFFER: usize = 64 * 1024;
 /// The most of a genuine body that is read only to be dropped.

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     flow::{self, Attempt, Complaint, Injected, Link, Moment},
     process::{Facts, Process, ProcessKey},
-    retry::{CallKey, Family, Ledger, Limits, Signal},
+    retry::{CallKey, Family, Hint, Ledger, Limits, Signal},
 };
 
 fn at(ms: u64) -> Moment {
@@ -22,8 +22,8 @@ fn snapshot() -> Snapshot {
     let mut ledger = Ledger::new(Limits::default(), at(0));
     let mut one = |name: &str, operation: &str, number, from, status: u16, rule: bool| {
         let signal =
-            Signal { family: Family::Aws, call: CallKey::of(name.as_bytes()), number: Some(number), max: None };
-        let link: Link = ledger.begin(&process, Some(&signal), at(from));
+            Signal { family: Family::Aws, call: Some(CallKey::of(name.as_bytes())), number: Some(number), max: None };
+        let link: Link = ledger.begin(&process, &Hint::from(Some(signal)), "api.test", at(from));
         let mut attempt: Attempt = flow::filter::tests::attempt();
         attempt.process = Arc::clone(&process);
         (attempt.link, attempt.started, attempt.ended) = (link, at(from), Some(at(from + 10)));

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use lru::LruCache;
 
-use super::tally::Outcome;
+use super::{tally::Outcome, tracks::Waiting};
 use crate::{
     flow::{CallId, Moment},
     process::ProcessKey,
@@ -53,7 +53,12 @@ pub(super) struct Last {
 
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) name: CallName,
+    /// Absent where the client names none.
+    pub(super) name: Option<CallName>,
+    /// The digest of its requests' body, as far as it is known.
+    pub(super) body: Option<u64>,
+    /// What the attempt under way is taken to follow, until its body tells.
+    pub(super) doubted: Option<Waiting>,
     pub(super) begun: u32,
     pub(super) in_flight: u32,
     /// The highest number seen.
@@ -75,9 +80,11 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn new(name: CallName) -> Self {
+    fn new(name: Option<CallName>) -> Self {
         Self {
             name,
+            body: None,
+            doubted: None,
             begun: 0,
             in_flight: 0,
             highest: 0,
@@ -149,12 +156,48 @@ impl Calls {
             None => {
                 let id = fresh();
                 self.names.insert(name, id);
-                self.open.put(id, Call::new(name));
+                self.open.put(id, Call::new(Some(name)));
                 id
             }
         };
         self.trim();
         self.open.get_mut(&id).map(|call| (id, call))
+    }
+
+    /// Enters a call without a name, or with one that is not known yet.
+    pub(super) fn enter(&mut self, id: CallId, name: Option<CallName>) -> Option<&mut Call> {
+        if let Some(name) = name {
+            self.names.insert(name, id);
+        }
+        self.open.put(id, Call::new(name));
+        self.trim();
+        self.open.get_mut(&id)
+    }
+
+    pub(super) fn is_named(&self, name: &CallName) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// The call goes on: it may have come to its end before. Under one more
+    /// name, if it has none.
+    pub(super) fn resume(&mut self, id: CallId, name: Option<CallName>) -> Option<&mut Call> {
+        if let Some((id, call)) = self.settled.pop_entry(&id) {
+            self.open.put(id, call);
+        }
+        let call = self.open.get_mut(&id)?;
+        if let Some(name) = name.filter(|_| call.name.is_none()) {
+            self.names.insert(name, id);
+            call.name = Some(name);
+        }
+        Some(call)
+    }
+
+    /// A call, wherever it is, without touching its place in the order.
+    pub(super) fn peek_mut(&mut self, id: CallId) -> Option<&mut Call> {
+        match self.open.peek_mut(&id) {
+            None => self.settled.peek_mut(&id),
+            found => found,
+        }
     }
 
     /// A call that has an attempt under way.
@@ -175,12 +218,16 @@ impl Calls {
     fn trim(&mut self) {
         while self.open.len() > self.max_open {
             let Some((_, call)) = self.open.pop_lru() else { break };
-            self.names.remove(&call.name);
+            if let Some(name) = call.name {
+                self.names.remove(&name);
+            }
             self.forgotten += 1;
         }
         while self.settled.len() > self.max_settled {
             let Some((_, call)) = self.settled.pop_lru() else { break };
-            self.names.remove(&call.name);
+            if let Some(name) = call.name {
+                self.names.remove(&name);
+            }
         }
     }
 }

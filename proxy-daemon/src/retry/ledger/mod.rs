@@ -4,7 +4,9 @@
 //!
 //! - A *call* is (process, family, the client's identifier). It and its
 //!   attempts are counted as attempts **end**; what is under way is not in a
-//!   snapshot. An attempt without a signal is a call of its own.
+//!   snapshot. Where the client names no call, [`tracks`] tells which one a
+//!   request goes on with, if any; a link that only the body can settle is
+//!   settled at the attempt's end.
 //! - A *retry* is every attempt of a call but its first. The first is the one
 //!   numbered 1: an attempt numbered 2 is a retry also where the first was
 //!   never seen here, because its connection failed before HTTP. A second
@@ -35,9 +37,10 @@ mod snapshot;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod tracks;
 mod union;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use calls::{CallName, Calls, Last, Place};
 pub use herds::HerdCount;
@@ -50,7 +53,9 @@ pub use snapshot::{
 };
 pub use tally::{Asked, Backoff, Classes, Codes, Counts, OperationName, Outcome, Tally, Wasted};
 
-use super::{Class, Signal, class::is_retryable};
+use tracks::{Tracks, Waiting};
+
+use super::{Class, Fingerprint, Hint, Signal, class::is_retryable};
 use crate::{
     flow::{Attempt, CallId, Evidence, Link, Moment, Wait},
     process::{Process, ProcessKey},
@@ -63,6 +68,8 @@ pub struct Limits {
     pub calls: usize,
     /// Calls that have come to an end and may yet be taken up again.
     pub settled: usize,
+    /// Different requests of clients that do not name their calls.
+    pub tracks: usize,
     pub processes: usize,
     /// Operations per process, without the row for the others.
     pub operations: usize,
@@ -76,7 +83,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls: 65_536, settled: 8_192, processes: 8_192, operations: 256, problems: 64, rules: 64, spans: 256 }
+        Self {
+            calls: 65_536,
+            settled: 8_192,
+            tracks: 16_384,
+            processes: 8_192,
+            operations: 256,
+            problems: 64,
+            rules: 64,
+            spans: 256,
+        }
     }
 }
 
@@ -85,6 +101,7 @@ pub struct Ledger {
     limits: Limits,
     started: Moment,
     calls: Calls,
+    tracks: Tracks,
     last_call: u64,
     shares: LruCache<ProcessKey, Share>,
     last_share: u64,
@@ -98,6 +115,7 @@ impl Ledger {
             limits,
             started,
             calls: Calls::new(limits.calls, limits.settled),
+            tracks: Tracks::new(limits.tracks),
             last_call: 0,
             shares: LruCache::unbounded(),
             last_share: 0,
@@ -121,23 +139,73 @@ impl Ledger {
         }
     }
 
+    /// Whether a connection that could not be made is an attempt of its own,
+    /// and not the same one tried at another address of the name.
+    pub fn connects(&mut self, print: Fingerprint, address: IpAddr, started: Moment, ended: Moment) -> bool {
+        self.tracks.connects(print, address, started, ended)
+    }
+
     /// An attempt begins: which call it belongs to, which number it has there
     /// (the client's own, or by arrival), and how long the call has waited for
-    /// it. Every beginning is followed by one [`finish`](Self::finish).
-    pub fn begin(&mut self, process: &Arc<Process>, signal: Option<&Signal>, at: Moment) -> Link {
-        let limit = self.limits.rules;
+    /// it. Every beginning is followed by one [`finish`](Self::finish), with
+    /// the hint's print in [`Attempt::print`].
+    pub fn begin(&mut self, process: &Arc<Process>, hint: &Hint, host: &str, at: Moment) -> Link {
         self.share(process, at);
-        let Some(signal) = signal else {
-            self.last_call += 1;
-            return Link {
-                call: CallId(self.last_call),
-                number: 1,
-                max: None,
-                evidence: Evidence::Alone,
-                waited: None,
-            };
-        };
-        let name = CallName { process: process.key, call: signal.call, family: signal.family };
+        let key = process.key;
+        let signal = hint.signal.as_ref();
+        let name = signal.and_then(|signal| Some(CallName { process: key, call: signal.call?, family: signal.family }));
+        let number = signal.and_then(|signal| signal.number);
+        let max = signal.and_then(|signal| signal.max);
+        let told = name.filter(|name| !name.family.is_weak() || self.calls.is_named(name));
+        // A track has to hear of every beginning, also of those that it is not
+        // asked about.
+        let followed = hint.print.and_then(|print| match told {
+            Some(_) => self.tracks.pass(print),
+            None => self.tracks.begin(print, number.filter(|number| *number > 1), at),
+        });
+        if let Some(name) = told {
+            return self.begin_named(name, number, max, (process, host), at);
+        }
+        let followed = followed.or_else(|| {
+            let first = number.is_none_or(|number| number > 1);
+            self.tracks.take_newest(Fingerprint::of_connecting(key, host), at).filter(|_| first)
+        });
+        let Some(waiting) = followed else { return self.begin_alone(name, signal, max) };
+        let Some(call) = self.calls.resume(waiting.call, name) else { return self.begin_alone(name, signal, max) };
+        call.begun = call.begun.saturating_add(1);
+        let number = number.unwrap_or(waiting.number.saturating_add(1));
+        call.highest = call.highest.max(number);
+        call.max = max.or(call.max);
+        // Numbered by the client, or with nothing to come that could tell
+        // otherwise: no more doubt.
+        let numbered = signal.is_some_and(|signal| signal.number.is_some());
+        let evidence = if numbered { Evidence::Exact } else { Evidence::Inferred };
+        if numbered || hint.bodiless {
+            let max = call.max;
+            let waited = self.resumed(key, waiting.call, at);
+            return Link { call: waiting.call, number, max, evidence, waited };
+        }
+        call.doubted = Some(waiting);
+        call.in_flight = call.in_flight.saturating_add(1);
+        let last = call.last.as_ref().filter(|last| !last.outcome.redirected() && last.ended <= at);
+        let waited = last.map(|last| Wait { from: last.ended, to: at, injected: last.rule.is_some() });
+        Link { call: waiting.call, number, max: call.max, evidence, waited }
+    }
+
+    /// The client says which call this is.
+    fn begin_named(
+        &mut self,
+        name: CallName,
+        number: Option<u32>,
+        max: Option<u32>,
+        (process, host): (&Arc<Process>, &str),
+        at: Moment,
+    ) -> Link {
+        if !self.calls.is_named(&name)
+            && let Some(number) = number.filter(|number| *number > 1)
+        {
+            self.adopt(name, number, Fingerprint::of_connecting(process.key, host), at);
+        }
         let last_call = &mut self.last_call;
         let fresh = || {
             *last_call += 1;
@@ -147,11 +215,43 @@ impl Ledger {
             // Just entered, so it is there; were it not, it is a call of its own.
             return Link { call: CallId(0), number: 1, max: None, evidence: Evidence::Alone, waited: None };
         };
-
         call.begun = call.begun.saturating_add(1);
-        let number = signal.number.unwrap_or(call.begun);
+        let number = number.unwrap_or(call.begun);
         call.highest = call.highest.max(number);
-        call.max = signal.max.or(call.max);
+        call.max = max.or(call.max);
+        let max = call.max;
+        let waited = self.resumed(process.key, id, at);
+        Link { call: id, number, max, evidence: Evidence::Exact, waited }
+    }
+
+    /// The first attempts of a call whose connections could not be made: they
+    /// are the call's, now that it shows its name.
+    fn adopt(&mut self, name: CallName, number: u32, connecting: Fingerprint, at: Moment) {
+        let Some(waiting) = self.tracks.take_newest(connecting, at) else { return };
+        if waiting.number < number {
+            self.calls.resume(waiting.call, Some(name));
+        } else {
+            self.tracks.put_back(connecting, waiting);
+        }
+    }
+
+    /// Nothing that it could belong to: a call of its own.
+    fn begin_alone(&mut self, name: Option<CallName>, signal: Option<&Signal>, max: Option<u32>) -> Link {
+        self.last_call += 1;
+        let id = CallId(self.last_call);
+        let number = signal.and_then(|signal| signal.number).unwrap_or(1);
+        if let Some(call) = self.calls.enter(id, name) {
+            (call.begun, call.in_flight, call.highest, call.max) = (1, 1, number, max);
+        }
+        let evidence = if signal.is_some() { Evidence::Exact } else { Evidence::Alone };
+        Link { call: id, number, max, evidence, waited: None }
+    }
+
+    /// An attempt of a call that is known begins: what that says of those
+    /// before it.
+    fn resumed(&mut self, key: ProcessKey, id: CallId, at: Moment) -> Option<Wait> {
+        let limit = self.limits.rules;
+        let call = self.calls.get(id)?;
         let alone = call.in_flight == 0;
         call.in_flight = call.in_flight.saturating_add(1);
         let mut waited = None;
@@ -159,39 +259,77 @@ impl Ledger {
             call.won = false;
             call.tried_again = call.last.as_ref().map(|last| last.outcome);
             if let Some(last) = call.last.as_ref().filter(|last| last.ended <= at) {
-                waited = follow(&mut self.shares, &mut self.folded, process.key, last, at, limit);
+                waited = follow(&mut self.shares, &mut self.folded, key, last, at, limit);
             }
         }
         if let Some(place) = call.given_up.take() {
-            let tally = tally_at(&mut self.shares, &mut self.folded, process.key, place);
+            let tally = tally_at(&mut self.shares, &mut self.folded, key, place);
             tally.give_ups = tally.give_ups.saturating_sub(1);
         }
-        let max = call.max;
-        Link { call: id, number, max, evidence: Evidence::Exact, waited }
+        waited
     }
 
-    /// An attempt has ended: the whole record.
-    pub fn finish(&mut self, attempt: &Attempt) {
+    /// An attempt has ended: the whole record. The link that holds: what was
+    /// taken for a retry may have turned out to be another request.
+    pub fn finish(&mut self, attempt: &Attempt) -> Link {
         let ended = attempt.ended.unwrap_or(attempt.started);
         let (outcome, class) = (Outcome::of(attempt), Class::of(attempt));
+        let retryable = is_retryable(class, outcome.status()) || class == Class::Cancelled;
+        let print = attempt.print.map(Fingerprint::from);
+        let mut link = attempt.link;
+        if let Some(doubted) = self.calls.get(link.call).and_then(|call| call.doubted.take()) {
+            link = self.settle(attempt, doubted);
+        }
+        if let Some(print) = print {
+            let (call, number, started) = (link.call, link.number, attempt.started);
+            let asked = attempt.complaint.wait;
+            let waiting = Waiting { call, number, started, ended, asked, retryable };
+            // Clients that number their attempts may try anything again.
+            let numbered = link.evidence == Evidence::Exact && class.is_failure();
+            self.tracks.finish(print, ended, (retryable || numbered).then_some(waiting));
+        }
+        self.count(attempt, &link, (outcome, class), ended);
+        if let Some(body) = attempt.body_digest
+            && let Some(call) = self.calls.peek_mut(link.call)
+        {
+            call.body = Some(body);
+        }
+        self.calls.shelve(link.call);
+        link
+    }
+
+    /// What was doubted of a link is known now that the body has passed.
+    fn settle(&mut self, attempt: &Attempt, doubted: Waiting) -> Link {
+        let (link, key) = (attempt.link, attempt.process.key);
+        let Some(call) = self.calls.get(link.call) else { return link };
+        call.in_flight = call.in_flight.saturating_sub(1);
+        let differs = call.body.zip(attempt.body_digest).is_some_and(|(before, now)| before != now);
+        if !differs {
+            let waited = self.resumed(key, link.call, attempt.started);
+            return Link { waited, ..link };
+        }
+        call.begun = call.begun.saturating_sub(1);
+        self.calls.shelve(link.call);
+        if let Some(print) = attempt.print.map(Fingerprint::from) {
+            self.tracks.put_back(print, doubted);
+        }
+        self.begin_alone(None, None, None)
+    }
+
+    fn count(&mut self, attempt: &Attempt, link: &Link, (outcome, class): (Outcome, Class), ended: Moment) {
         let limit = self.limits.operations;
         self.share(&attempt.process, ended);
         let Some(share) = self.shares.peek_mut(&attempt.process.key) else { return };
         let place = share.place(attempt, limit);
         let Some(tally) = share.tally(place) else { return };
         tally.ended(attempt, outcome, class);
+        tally.unlinked += u64::from(link.evidence != Evidence::Exact);
         let retryable = is_retryable(class, outcome.status());
 
-        if attempt.link.evidence == Evidence::Alone {
-            tally.calls += 1;
-            tally.unlinked += 1;
-            tally.give_ups += u64::from(retryable);
-            return;
-        }
-        let call = self.calls.get(attempt.link.call);
-        let first = attempt.link.number <= 1 && !call.as_ref().is_some_and(|call| call.first_ended);
+        let call = self.calls.get(link.call);
+        let first = link.number <= 1 && !call.as_ref().is_some_and(|call| call.first_ended);
         if !first {
-            match attempt.link.evidence {
+            match link.evidence {
                 Evidence::Inferred => tally.retries_inferred += 1,
                 Evidence::Exact | Evidence::Alone => tally.retries_exact += 1,
             }
@@ -232,7 +370,6 @@ impl Ledger {
             // Not always this attempt's: the last to end may have been another.
             tally_at(&mut self.shares, &mut self.folded, attempt.process.key, place).give_ups += 1;
         }
-        self.calls.shelve(attempt.link.call);
     }
 
     /// The process has ended. What it had under way may still be reported.
@@ -246,7 +383,7 @@ impl Ledger {
         let processes: Vec<_> = self.shares.iter().map(|(_, share)| share.report(now)).collect();
         let mut totals = self.folded.tally.clone();
         processes.iter().for_each(|share| totals.add_all(&share.tally));
-        let mut bounds = Bounds { calls_forgotten: self.calls.forgotten, ..self.bounds };
+        let mut bounds = Bounds { calls_forgotten: self.calls.forgotten + self.tracks.forgotten, ..self.bounds };
         self.shares.iter().for_each(|(_, share)| bounds.take(share));
         Snapshot { started: self.started, taken: now, totals, processes, folded: self.folded.clone(), bounds }
     }

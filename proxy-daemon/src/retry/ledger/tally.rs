@@ -264,7 +264,8 @@ pub struct Tally {
     pub calls_retried: u64,
     /// Counted as they end.
     pub attempts: u64,
-    /// Of `attempts`, those whose client says nothing that could link them.
+    /// Of `attempts`, those whose client says nothing that could link them: what
+    /// they are linked to is inferred.
     pub unlinked: u64,
     pub retries_exact: u64,
     pub retries_inferred: u64,

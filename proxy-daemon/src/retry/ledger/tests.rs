@@ -21,7 +21,7 @@ fn ms(at: u64) -> Moment {
 }
 
 fn signal(call: &str, number: impl Into<Option<u32>>, max: impl Into<Option<u32>>) -> Signal {
-    Signal { family: Family::Aws, call: CallKey::of(call.as_bytes()), number: number.into(), max: max.into() }
+    Signal { family: Family::Aws, call: Some(CallKey::of(call.as_bytes())), number: number.into(), max: max.into() }
 }
 
 /// An attempt with a complaint, and what it moved.
@@ -106,6 +106,118 @@ fn quantiles_are_of_the_waits() {
     assert!((490..=500).contains(&at(0.5)) && (980..=999).contains(&at(0.99)), "{} {}", at(0.5), at(0.99));
 }
 
+/// A request without a name: `print` tells which, `body` what it sent.
+fn nameless(story: &mut Story, print: u128, at: (u64, u64), end: End, body: Option<u64>) -> Link {
+    let hint = Hint { signal: None, print: Some(Fingerprint::from(print)), bodiless: body.is_none() };
+    let link = story.ledger.begin(&story.process, &hint, "api.test", ms(at.0));
+    let mut attempt = attempt(&story.process, link, (ms(at.0), ms(at.1)), end, "");
+    (attempt.print, attempt.body_digest) = (Some(print), body);
+    story.ledger.finish(&attempt)
+}
+
+#[test]
+fn a_client_without_signals_is_inferred() {
+    let mut story = Story::new();
+    assert_eq!(nameless(&mut story, 1, (0, 10), Status(503), None).evidence, Evidence::Alone);
+    let link = nameless(&mut story, 1, (510, 520), Status(503), None);
+    assert_eq!((link.number, link.evidence), (2, Evidence::Inferred));
+    assert_eq!(link.waited.map(|wait| wait.length()), Some(Duration::from_millis(500)));
+    assert_eq!(nameless(&mut story, 1, (1_520, 1_530), Status(200), None).number, 3);
+    nameless(&mut story, 1, (1_600, 1_610), Status(200), None);
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.attempts, tally.retries_inferred, tally.retries_exact), (2, 4, 2, 0));
+    assert_eq!((tally.give_ups, tally.calls_retried, tally.unlinked), (0, 1, 4));
+    assert_eq!(tally.backoff.total, Duration::from_millis(1_500));
+    assert_eq!(story.share().stalled, Duration::from_millis(1_500));
+}
+
+#[test]
+fn another_body_is_another_request() {
+    let mut story = Story::new();
+    nameless(&mut story, 1, (0, 10), Status(503), Some(7));
+    let other = nameless(&mut story, 1, (500, 510), Status(200), Some(8));
+    assert_eq!((other.number, other.evidence, other.waited), (1, Evidence::Alone, None));
+    let again = nameless(&mut story, 1, (700, 710), Status(200), Some(7));
+    assert_eq!((again.number, again.evidence), (2, Evidence::Inferred));
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.retries(), tally.give_ups, tally.backoff.count), (2, 1, 0, 1));
+}
+
+#[test]
+fn a_number_without_a_name_goes_on_with_the_same_request() {
+    let mut story = Story::new();
+    let mut numbered = |number, at: (u64, u64), status| {
+        let signal = Signal { family: Family::Stainless, call: None, number: Some(number), max: None };
+        let hint = Hint { signal: Some(signal), print: Some(Fingerprint::from(5)), bodiless: false };
+        let link = story.ledger.begin(&story.process, &hint, "api.test", ms(at.0));
+        let mut attempt = attempt(&story.process, link, (ms(at.0), ms(at.1)), Status(status), "");
+        attempt.print = Some(5);
+        story.ledger.finish(&attempt)
+    };
+    for (number, at, status) in
+        [(1, (0, 10), 409), (1, (2, 12), 429), (2, (500, 510), 500), (2, (600, 610), 200), (3, (900, 910), 200)]
+    {
+        let link = numbered(number, at, status);
+        assert_eq!((link.number, link.evidence), (number, Evidence::Exact));
+    }
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.retries_exact, tally.calls_retried, tally.give_ups), (2, 3, 2, 0));
+}
+
+#[test]
+fn an_id_that_means_nothing_if_it_is_new() {
+    let mut story = Story::new();
+    let mut azure = |id: &str, at: (u64, u64), status| {
+        let call = Some(CallKey::of(id.as_bytes()));
+        let signal = Signal { family: Family::Azure, call, number: None, max: None };
+        let hint = Hint { signal: Some(signal), print: Some(Fingerprint::from(5)), bodiless: true };
+        let link = story.ledger.begin(&story.process, &hint, "api.test", ms(at.0));
+        let mut attempt = attempt(&story.process, link, (ms(at.0), ms(at.1)), Status(status), "");
+        attempt.print = Some(5);
+        story.ledger.finish(&attempt)
+    };
+    azure("a", (0, 10), 503);
+    let same = azure("a", (500, 510), 503);
+    assert_eq!((same.number, same.evidence), (2, Evidence::Exact));
+    let new = azure("b", (18_000, 18_010), 200);
+    assert_eq!((new.number, new.evidence), (3, Evidence::Inferred));
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.retries_exact, tally.retries_inferred), (1, 1, 1));
+}
+
+/// A connection that could not be made, at some address of the host.
+fn unmade(story: &mut Story, address: &str, at: (u64, u64)) -> Option<Link> {
+    let print = Fingerprint::of_connecting(story.process.key, "api.test");
+    let (from, to) = (ms(at.0), ms(at.1));
+    if !story.ledger.connects(print, address.parse().unwrap(), from, to) {
+        return None;
+    }
+    let hint = Hint { signal: None, print: Some(print), bodiless: true };
+    let link = story.ledger.begin(&story.process, &hint, "", from);
+    let mut attempt = attempt(&story.process, link, (from, to), Fails(Failure::Refused), "");
+    attempt.print = Some(print.number());
+    Some(story.ledger.finish(&attempt))
+}
+
+#[test]
+fn connections_that_were_not_made_are_attempts_of_the_call_that_follows() {
+    let mut story = Story::new();
+    assert_eq!(unmade(&mut story, "192.0.2.1", (0, 1)).unwrap().number, 1);
+    assert!(unmade(&mut story, "2001:db8::1", (2, 3)).is_none(), "the same attempt at another address");
+    assert_eq!(unmade(&mut story, "192.0.2.1", (600, 601)).unwrap().number, 2);
+    assert_eq!(story.tally().give_ups, 1);
+    // Numbered and named: the first two were the connections'.
+    story.attempt(signal("a", 3, 5), (1_700, 1_710), Status(200));
+    let tally = story.tally();
+    assert_eq!((tally.calls, tally.attempts, tally.give_ups), (1, 3, 0));
+    assert_eq!((tally.retries_exact, tally.retries_inferred), (1, 1));
+    assert_eq!(tally.backoff.total, Duration::from_millis(599 + 1_099));
+    // Nameless: inferred.
+    unmade(&mut story, "192.0.2.1", (50_000, 50_001));
+    let link = nameless(&mut story, 9, (50_500, 50_510), Status(200), None);
+    assert_eq!((link.number, link.evidence), (2, Evidence::Inferred));
+}
+
 /// How an attempt of the stories ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
@@ -132,7 +244,7 @@ impl Story {
     }
 
     fn begin(&mut self, signal: Option<Signal>, at: u64) -> (Link, u64) {
-        (self.ledger.begin(&self.process, signal.as_ref(), ms(at)), at)
+        (self.ledger.begin(&self.process, &Hint::from(signal), "api.test", ms(at)), at)
     }
 
     fn finish(&mut self, begun: (Link, u64), end: End, at: u64) {
@@ -196,6 +308,8 @@ fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End,
         request_content: Content::Unread,
         response_content: Content::Unread,
         call_key: 0,
+        print: None,
+        body_digest: None,
         held: Duration::ZERO,
         complaint: Complaint::default(),
         sent: 0,
@@ -653,7 +767,7 @@ fn play(events: &[Event], limits: Limits) -> Snapshot {
         if begins {
             let number = event.number.checked_sub(1).filter(|number| *number > 0);
             let signal = (event.number > 0).then(|| signal(&event.call.to_string(), number, None));
-            links.insert(index, ledger.begin(process, signal.as_ref(), ms(at)));
+            links.insert(index, ledger.begin(process, &Hint::from(signal), "api.test", ms(at)));
         } else {
             let operation = if event.call.is_multiple_of(2) { "PutObject" } else { "GetObject" };
             let link = links.remove(&index).expect("begun before it ends");
@@ -699,7 +813,7 @@ proptest! {
     fn sums_hold_and_memory_is_bounded_under_tight_limits(
         events in prop::collection::vec(event(), 0..60), calls in 1..4_usize, processes in 1..3_usize,
     ) {
-        let limits = Limits { calls, settled: 1, processes, operations: 1, problems: 1, rules: 1, spans: 1 };
+        let limits = Limits { calls, settled: 1, tracks: 1, processes, operations: 1, problems: 1, rules: 1, spans: 1 };
         let events = spread(events);
         let snapshot = play(&events, limits);
         check_sums(&snapshot);
