@@ -22,8 +22,29 @@ const CLIENTS: &[&str] =
 /// A boto3 of before its standard retry mode changed.
 const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
 
-/// The AWS SDK for JavaScript, for Node.
-const NODE_CLIENTS: &[&str] = &["@aws-sdk/client-s3@3.1173.0", "@aws-sdk/client-dynamodb@3.1164.0"];
+/// Clients of other services, and of none.
+const SDKS: &[&str] = &[
+    "urllib3==2.8.0",
+    "requests==2.34.2",
+    "httpx[http2]==0.28.1",
+    "tenacity==9.1.2",
+    "openai==3.54.0",
+    "anthropic==2.12.0",
+    "stripe==16.1.0",
+    "google-cloud-storage==3.17.1",
+    "azure-core==1.41.0",
+    "azure-storage-blob==12.31.1",
+    "grpcio==1.76.0",
+];
+
+/// The AWS SDK for JavaScript, and clients that retry, for Node.
+const NODE_CLIENTS: &[&str] = &[
+    "@aws-sdk/client-s3@3.1173.0",
+    "@aws-sdk/client-dynamodb@3.1164.0",
+    "axios@1.21.1",
+    "axios-retry@4.5.0",
+    "got@14.6.6",
+];
 
 /// Programs, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -71,6 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let clients = venv::python("clients", CLIENTS)?;
     let old_clients = venv::python("clients-old", OLD_CLIENTS)?;
+    let sdks = venv::python("sdks", SDKS)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
@@ -80,7 +102,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let runner = serde_json::json!([me.to_string_lossy(), "as-root"]);
     cargo.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner}"));
     cargo.env("RETRYSCOPE_TESTBED", &binaries.testbed);
-    for (name, python) in [("RETRYSCOPE_TEST_VENV", clients), ("RETRYSCOPE_TEST_OLD_VENV", old_clients)] {
+    for (name, python) in [
+        ("RETRYSCOPE_TEST_VENV", clients),
+        ("RETRYSCOPE_TEST_OLD_VENV", old_clients),
+        ("RETRYSCOPE_TEST_SDK_VENV", sdks),
+    ] {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
     }

@@ -79,6 +79,28 @@ pub fn old_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OLD_VENV", "clients-old", OLD_CLIENTS)
 }
 
+/// Python with the SDKs of other services, which `cargo xtask test` makes.
+#[track_caller]
+pub fn sdk_python() -> PathBuf {
+    let folder = std::env::var_os("RETRYSCOPE_TEST_SDK_VENV").map(PathBuf::from);
+    let python = folder.unwrap_or_else(|| target().join("venvs/sdks")).join("bin/python");
+    assert!(python.exists(), "there is no {}: `cargo xtask test` makes it", python.display());
+    python
+}
+
+/// A folder whose `node_modules` holds the clients for Node.
+#[track_caller]
+pub fn node_modules() -> PathBuf {
+    let folder = std::env::var_os("RETRYSCOPE_TEST_NODE_MODULES").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| target().join("node/clients"));
+    assert!(
+        folder.join("node_modules").is_dir(),
+        "{} has no node_modules: `cargo xtask test` installs them",
+        folder.display()
+    );
+    folder
+}
+
 /// A script of `tests/clients`.
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
