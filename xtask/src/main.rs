@@ -1,7 +1,9 @@
-//! What a contributor runs: `cargo xtask demo`, `test`, `bench`, `ebpf`.
+//! What a contributor runs: `cargo xtask demo`, `test`, `bench`, `ebpf`,
+//! `aws-models`.
 //!
 //! Each command is one module. They say what they do as they do it, and end
 //! with a non-zero exit code where it failed.
+mod aws_models;
 mod bench;
 mod demo;
 mod ebpf;
@@ -29,6 +31,8 @@ enum Command {
     Test(test::Options),
     /// Measure against a direct connection and a bare TLS-to-TLS relay
     Bench(bench::Options),
+    /// Make the table of AWS's operations anew, out of botocore's models
+    AwsModels(aws_models::Options),
     /// The kernel side
     #[command(subcommand)]
     Ebpf(Ebpf),
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::AwsModels(options) => aws_models::run(&options),
         Command::Ebpf(Ebpf::Build) => ebpf::build(),
         Command::Ebpf(Ebpf::Verify) => ebpf::verify(),
         Command::AsRoot(runner) => test::as_root(&runner),

@@ -17,8 +17,13 @@ use crate::{
 };
 
 /// The clients that the tests run.
-const CLIENTS: &[&str] =
-    &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
+const CLIENTS: &[&str] = &[
+    "boto3==1.44.5",
+    "botocore==1.44.5",
+    "moto[server,dynamodb,s3,sqs]==5.2.5",
+    "requests==2.34.2",
+    "httpx[http2]==0.28.1",
+];
 /// A boto3 of before its standard retry mode changed.
 const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
 

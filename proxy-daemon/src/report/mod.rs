@@ -145,7 +145,8 @@ pub struct ProcessEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OperationEntry {
     pub service: Option<String>,
-    /// As the service names it; where it has no name, `METHOD host`.
+    /// As the service names it; where it has no name, `METHOD host/path`
+    /// with ids replaced by `{}`.
     pub operation: String,
     #[serde(flatten)]
     pub counts: CountsEntry,

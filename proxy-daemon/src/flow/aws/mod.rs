@@ -8,6 +8,7 @@
 //! are shared, and no input makes this panic or take more than linear time.
 mod host;
 mod intern;
+mod routes;
 mod s3;
 mod target;
 
@@ -42,7 +43,11 @@ pub fn name(request: &Request, body_start: Option<&[u8]>) -> Operation {
     let scope = marks.scope(request);
 
     if let Some((prefix, operation)) = marks.target {
-        let service = target::service(prefix).map(Cow::Borrowed).or(scope).unwrap_or_else(|| target::fallback(prefix));
+        let service = target::service(prefix)
+            .map(Cow::Borrowed)
+            .or(scope)
+            .or_else(|| routes::target(prefix).map(Cow::Borrowed))
+            .unwrap_or_else(|| target::fallback(prefix));
         return named(Some(&service), Some(operation));
     }
     let lowered = lower(request.host());
@@ -51,7 +56,7 @@ pub fn name(request: &Request, body_start: Option<&[u8]>) -> Operation {
         && let Some((shape, operation)) = rpc_path(request.path())
     {
         let service = scope
-            .or_else(|| target::service(shape).map(Cow::Borrowed))
+            .or_else(|| target::service(shape).or_else(|| routes::target(shape)).map(Cow::Borrowed))
             .or_else(|| host.as_ref().and_then(|host| host.service.clone()))
             .unwrap_or_else(|| target::fallback(shape));
         return named(Some(&service), Some(operation));
@@ -67,6 +72,9 @@ pub fn name(request: &Request, body_start: Option<&[u8]>) -> Operation {
         let body = body_start.filter(|_| marks.form)?;
         action_in_form(body)
     });
+    let route =
+        |service: &str| routes::operation(service, &request.method, request.path(), request.query(), &request.headers);
+    let operation = operation.or_else(|| route(&service)).or_else(|| route(routes::endpoint(&service)?));
     named(Some(&service), operation)
 }
 

@@ -1,7 +1,7 @@
 //! S3's operations by method, path, query keys and headers. Old and new names
 //! of one call (`PutBucketLifecycle`, `...Configuration`) cannot be told apart;
 //! the new one is given, unless the model has only the old.
-use super::{Marks, host::S3Host, named, parameters};
+use super::{Marks, host::S3Host, named, parameters, routes};
 use crate::flow::{Operation, Request};
 
 /// Services that speak S3's protocol; `s3tables` and others of the name do not.
@@ -20,15 +20,23 @@ enum Level {
 pub(super) fn name(request: &Request, service: &str, host: Option<S3Host>, marks: &Marks<'_>) -> Operation {
     let (path, method) = (request.path(), &*request.method);
     if host == Some(S3Host::Control) || (marks.account_id && path.starts_with("/v20180820/")) {
-        return named(Some("s3control"), None);
+        let route = routes::operation("s3control", method, path, request.query(), &request.headers);
+        return named(Some("s3control"), route);
     }
     if host == Some(S3Host::ObjectLambdaRoute) || (path == "/WriteGetObjectResponse" && method == "POST") {
         return named(Some(service), (path == "/WriteGetObjectResponse").then_some("WriteGetObjectResponse"));
     }
+    if path.starts_with("/S3Outposts/") {
+        let route = routes::operation("s3-outposts", method, path, request.query(), &request.headers);
+        return named(Some("s3-outposts"), route);
+    }
     let keys = Keys::of(request.query().unwrap_or_default());
     let operation = |level| operation(method, level, &keys, marks);
     let operation = match host {
-        Some(S3Host::ExpressControl) if by_path(path) == Level::Service && method == "GET" => {
+        // Directory buckets are no part of the others' list.
+        Some(S3Host::ExpressControl | S3Host::Path) | None
+            if service == "s3express" && by_path(path) == Level::Service && method == "GET" =>
+        {
             Some("ListDirectoryBuckets")
         }
         Some(S3Host::Virtual) => operation(by_host(path)),

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::quantiles::Quantiles;
 use crate::{
-    flow::{Attempt, Failure, Injected as Told, Request},
+    flow::{Attempt, Failure, Injected as Told, route},
     retry::Class,
 };
 
@@ -398,7 +398,7 @@ fn reads(operation: &str) -> bool {
 pub struct OperationName {
     /// Absent where unknown.
     pub service: Option<Arc<str>>,
-    /// As the service names it, or else `METHOD host`.
+    /// As the service names it, or else `METHOD host/path`, see [`route`].
     pub operation: Arc<str>,
 }
 
@@ -415,15 +415,10 @@ impl OperationName {
     pub(super) fn of(attempt: &Attempt) -> Option<Self> {
         let operation = match &attempt.operation.name {
             Some(name) => Arc::clone(name),
-            None => Arc::from(unnamed(&attempt.request)?),
+            None => Arc::from(route::name(&attempt.request)?),
         };
         let service = attempt.operation.service.clone();
         let length = operation.len() + service.as_ref().map_or(0, |service| service.len());
         (length <= MAX_NAME).then_some(Self { service, operation })
     }
-}
-
-fn unnamed(request: &Request) -> Option<String> {
-    let host = request.host();
-    (request.method.len() + host.len() < MAX_NAME).then(|| format!("{} {host}", request.method))
 }
