@@ -6,6 +6,7 @@
 //! outlives the instance.
 use std::{
     collections::HashSet,
+    fs::File,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::BorrowedFd,
@@ -27,6 +28,7 @@ use crate::{
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{Account, Counted, Gate, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
+    report::events::{self, Start, Written},
     retry::{Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
@@ -51,8 +53,12 @@ pub struct Settings {
     pub folder: PathBuf,
     /// What is watched, for people.
     pub target: String,
+    /// The command that is run, if one is.
+    pub command: Option<String>,
     pub routes: Routes,
     pub upstream: Upstream,
+    /// Where every attempt is written as it ends.
+    pub events: Option<File>,
     pub authority: Arc<Authority>,
 }
 
@@ -104,6 +110,7 @@ pub struct Finished {
     pub guard: GuardState,
     pub redirect: redirect::Counters,
     pub proxy: Counted,
+    pub events: Option<Written>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
 }
@@ -118,6 +125,7 @@ pub struct Instance {
     before: redirect::Counters,
     serving: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
+    events: Option<std::thread::JoinHandle<Written>>,
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
@@ -154,6 +162,11 @@ impl Instance {
             routes: settings.routes,
             counters: crate::proxy::Counters::default(),
         });
+        let events = settings.events.map(|file| {
+            let account = &proxy.account;
+            let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
+            events::write(file, start, account.feed.subscribe(events::ROOM), clock)
+        });
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             files: settings.rule_files,
@@ -161,7 +174,9 @@ impl Instance {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 target: settings.target,
+                command: settings.command,
             },
+            ports: ports.clone(),
         });
         let control = match control::bind(&settings.folder) {
             Ok(listener) => Some(control::Server::start(listener, Arc::clone(&controlled))),
@@ -181,6 +196,7 @@ impl Instance {
             before: redirect::Counters::default(),
             serving: None,
             watching: Some(watching),
+            events,
             controlled,
             control,
             drain: watch::Sender::new(false),
@@ -266,6 +282,12 @@ impl Instance {
             let _ = watching.await;
         }
         let account = &self.proxy.account;
+        account.feed.close();
+        let events = match self.events.take() {
+            // What is on its way to the disk is waited for, however slow it is.
+            Some(writing) => tokio::task::spawn_blocking(|| writing.join().ok()).await.ok().flatten(),
+            None => None,
+        };
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         Finished {
@@ -276,6 +298,7 @@ impl Instance {
             guard: account.rules.state(),
             redirect: self.redirect.counters().since(&self.before),
             proxy: self.proxy.counters.read(),
+            events,
             hurried,
         }
     }

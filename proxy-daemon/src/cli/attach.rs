@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use super::{
     Failure, ca, log_to_stderr,
     options::Options,
-    output::{ASSERTION_FAILED, Output, hold, open_junit, report_of},
+    output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     run::{require_root, say},
     runtime,
     scene::Scene,
@@ -75,6 +75,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let owner = Who::find(None, &std::env::vars_os().collect())?.owner();
     let output = Output::open(args.options.report_file.as_deref(), owner)?;
     let junit = open_junit(&args.options, owner)?;
+    let events = open_events(&args.options, owner)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let runtime = runtime()?;
 
@@ -89,8 +90,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         rules_for: None,
         folder: scene.folder.clone(),
         target: shown.clone(),
+        command: None,
         routes: checked.routes,
         upstream: checked.upstream,
+        events,
         authority: Arc::new(authority),
     };
     let finished = runtime.block_on(async {

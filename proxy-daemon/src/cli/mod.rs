@@ -2,7 +2,7 @@
 //!
 //! In: the arguments. Out: an exit code, and what went wrong as one sentence
 //! on standard error. Exit codes: 3 an assertion
-//! that does not hold, 64 usage or configuration, 69 something the
+//! that does not hold, 65 a file that is no report, 64 usage or configuration, 69 something the
 //! system lacks, 70 a fault of our own, 73 a file that cannot be written, 77
 //! permission; `run` passes on its command's.
 mod attach;
@@ -10,6 +10,7 @@ mod ca;
 mod doctor;
 mod options;
 mod output;
+mod report;
 mod rules;
 mod run;
 mod scene;
@@ -53,6 +54,8 @@ enum Command {
     Attach(attach::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
+    /// Show the report of a running instance, or of a file; compare two
+    Report(report::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Attach(args) => attach::run(&args),
         Command::Ca(args) => ca::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -83,6 +83,10 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(super) report_file: Option<PathBuf>,
 
+    /// Write every attempt to a file as it ends, as a line of JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) events: Option<PathBuf>,
+
     /// Fail unless this holds of the run: 'METRIC{LABEL=GLOB} <= VALUE'
     ///
     /// Examples: 'retries <= 0', 'p99(backoff) < 5s',

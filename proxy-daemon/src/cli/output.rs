@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, IsTerminal, Write},
-    os::unix::fs::{OpenOptionsExt, fchown},
+    os::{
+        fd::AsFd,
+        unix::fs::{OpenOptionsExt, fchown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -78,9 +81,25 @@ pub(super) const ASSERTION_FAILED: u8 = 3;
 
 /// Where the assertions' results go as XML; opened before anything starts.
 pub(super) fn open_junit(options: &Options, owner: Option<(u32, u32)>) -> Result<Option<File>, Failure> {
-    let Some(path) = options.junit.as_deref() else { return Ok(None) };
-    let output = Output::open(Some(path), owner)
-        .map_err(|failure| Failure::new(failure.code, failure.message.replace("--report-file", "--junit file")))?;
+    open_for("--junit", options.junit.as_deref(), owner)
+}
+
+/// Where every attempt goes; emptied, since it is followed from its start.
+pub(super) fn open_events(options: &Options, owner: Option<(u32, u32)>) -> Result<Option<File>, Failure> {
+    let file = open_for("--events", options.events.as_deref(), owner)?;
+    if let Some(file) = &file {
+        // A pipe or a device holds nothing older.
+        let _ = file.set_len(0);
+    }
+    Ok(file)
+}
+
+fn open_for(option: &str, path: Option<&Path>, owner: Option<(u32, u32)>) -> Result<Option<File>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let output = Output::open(Some(path), owner).map_err(|failure| {
+        let message = failure.message.replace("the report ", "").replace("--report-file", &format!("{option} file"));
+        Failure::new(failure.code, message)
+    })?;
     Ok(match output {
         Output::File(file, _) => Some(file),
         Output::Stderr => None,
@@ -116,6 +135,14 @@ pub(super) fn report_of(
         notes.push("Connections were still open when the time to finish had passed; they were cut.".into());
     }
     notes.extend(rule_notes(&finished));
+    if let Some(events) = &finished.events {
+        if let Some(error) = &events.error {
+            notes.push(format!("The file of --events is not complete: {error}."));
+        }
+        if events.dropped > 0 {
+            notes.push(format!("The disk was too slow for --events: {} attempts are not in the file.", events.dropped));
+        }
+    }
     let mut redirect = serde_json::to_value(finished.redirect).unwrap_or_default();
     if let (Some(redirect), Ok(serde_json::Value::Object(proxy))) =
         (redirect.as_object_mut(), serde_json::to_value(finished.proxy))
@@ -162,9 +189,13 @@ fn rule_notes(finished: &Finished) -> Vec<String> {
     notes
 }
 
-/// Columns of the terminal on standard error.
 fn width() -> usize {
-    rustix::termios::tcgetwinsize(io::stderr())
+    columns(io::stderr())
+}
+
+/// Columns of the terminal behind a stream.
+pub(super) fn columns(stream: impl AsFd) -> usize {
+    rustix::termios::tcgetwinsize(stream)
         .ok()
         .map(|size| usize::from(size.ws_col))
         .filter(|columns| *columns >= 40)

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::{
     Failure, log_to_stderr,
     options::{Checked, Options},
-    output::{ASSERTION_FAILED, Output, hold, open_junit, report_of},
+    output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     runtime,
     scene::Scene,
     signals::{Signals, Stream},
@@ -83,6 +83,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let caller = Who::find(None, &ours)?;
     let output = Output::open(args.options.report_file.as_deref(), caller.owner())?;
     let junit = open_junit(&args.options, caller.owner())?;
+    let events = open_events(&args.options, caller.owner())?;
     let assertions = checked.assertions.clone();
 
     // Blocked before any thread starts, so that every thread leaves them to
@@ -92,7 +93,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let authority = std::thread::spawn(Authority::in_memory);
 
     let runtime = runtime()?;
-    let job = Job { args, checked, who, environment, cwd, program, authority };
+    let job = Job { args, checked, events, who, environment, cwd, program, authority };
     let (options, outcome, finished, mut notes, scene) = runtime.block_on(job.serve(signals))?;
 
     let left = scene.left_behind();
@@ -139,6 +140,7 @@ pub(super) fn require_root() -> Result<(), Failure> {
 struct Job {
     args: Args,
     checked: Checked,
+    events: Option<fs::File>,
     who: Who,
     environment: Environment,
     cwd: PathBuf,
@@ -164,6 +166,7 @@ impl Job {
         let Job {
             args: Args { options, no_mount, command, duration: rules_for, .. },
             checked,
+            events,
             who,
             environment,
             cwd,
@@ -195,6 +198,7 @@ impl Job {
             tracing::debug!("the redirect is in force");
             (redirect, joined(preparing.join()))
         });
+        let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let started = redirect.map_err(Failure::from).and_then(|redirect| {
             let (authority, trust) = prepared??;
             let settings = Settings {
@@ -204,9 +208,11 @@ impl Job {
                 rule_files: checked.rule_files,
                 rules_for,
                 folder: scene.folder.clone(),
-                target: command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
+                target: shown.clone(),
+                command: Some(shown),
                 routes: checked.routes,
                 upstream: checked.upstream,
+                events,
                 authority: Arc::new(authority),
             };
             let instance = Instance::start(settings, redirect)?;

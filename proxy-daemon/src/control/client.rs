@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
+use crate::report::Report;
+
 use super::{About, Added, Changed, FOLDER, NewRule, Refused, RulesView, SOCKET, Switch};
 
 /// An instance that answers does so at once.
@@ -87,6 +89,11 @@ pub struct Client(PathBuf);
 impl Client {
     pub async fn about(&self) -> Result<About, ClientError> {
         self.call(Method::GET, "/v1/instance", None::<&()>).await
+    }
+
+    /// The report so far.
+    pub async fn report(&self) -> Result<Report, ClientError> {
+        self.call(Method::GET, "/v1/report", None::<&()>).await
     }
 
     pub async fn rules(&self) -> Result<RulesView, ClientError> {

@@ -7,6 +7,7 @@
 //! | request | does |
 //! |---|---|
 //! | `GET /v1/instance` | tells which instance this is |
+//! | `GET /v1/report` | the report so far |
 //! | `GET /v1/rules` | the rules in force and what they have done |
 //! | `POST /v1/rules` `{"rule": "FILTER => ACTION"}` | adds a rule at the end |
 //! | `DELETE /v1/rules/NAME` | removes one |
@@ -24,7 +25,9 @@ pub use client::{Client, ClientError, find};
 pub use server::{Server, bind};
 
 use crate::{
+    flow::Moment,
     proxy::Account,
+    report::{self, Meta, Report},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
 
@@ -39,6 +42,9 @@ pub struct About {
     pub version: String,
     /// What it watches, for people.
     pub target: String,
+    /// The command that it runs; absent where it watches what ran already.
+    #[serde(default)]
+    pub command: Option<String>,
 }
 
 /// The rules in force.
@@ -114,6 +120,7 @@ pub struct Controlled {
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
     pub about: About,
+    pub ports: Vec<u16>,
 }
 
 /// Why a reload changed nothing.
@@ -150,6 +157,29 @@ impl Controlled {
         let now = self.account.clock.now();
         self.account.rules.edit(change, now)?;
         Ok(self.account.rules.list().len())
+    }
+
+    /// The report of the instance as it stands.
+    fn report(&self) -> Report {
+        let account = &self.account;
+        let now = account.clock.now();
+        let snapshot = account.ledger().snapshot(now);
+        let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
+        notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));
+        report::build(
+            &snapshot,
+            &Meta {
+                seed: account.rules.seed(),
+                started: account.clock.wall(Moment::default()),
+                ended: account.clock.wall(now),
+                command: self.about.command.clone(),
+                ports: self.ports.clone(),
+                rules: account.rules.list().into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
+                redirect: serde_json::Value::Null,
+                assertions: Vec::new(),
+                notes,
+            },
+        )
     }
 
     fn rules(&self) -> RulesView {

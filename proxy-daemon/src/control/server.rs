@@ -30,6 +30,7 @@ impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>) -> Self {
         let router = Router::new()
             .route("/v1/instance", get(instance))
+            .route("/v1/report", get(report))
             .route("/v1/rules", get(rules).post(add))
             .route("/v1/rules/{name}", delete(remove))
             .route("/v1/rules/{name}/enabled", put(switch))
@@ -69,6 +70,10 @@ fn changed(rules: Option<usize>, name: &str) -> Response {
 
 async fn instance(State(it): Shared) -> Response {
     Json(&it.about).into_response()
+}
+
+async fn report(State(it): Shared) -> Response {
+    Json(it.report()).into_response()
 }
 
 async fn rules(State(it): Shared) -> Response {

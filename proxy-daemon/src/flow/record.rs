@@ -6,7 +6,8 @@
 //!
 //! A line of JSONL is an object with `url`; and, where known, `time` (RFC
 //! 3339), `took_ms`, `method`, `protocol` (`http/1.1`, `h2`), `pid`, `comm`,
-//! `command`, `request_headers` and `response_headers` (a list of pairs, or an
+//! `command`, `service`, `operation`, `call` and `attempt` (which attempt of
+//! which call; otherwise the headers tell), `request_headers` and `response_headers` (a list of pairs, or an
 //! object), `request_body`, `status`, `reason`, `response_body`.
 use std::{
     collections::BTreeMap,
@@ -18,8 +19,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    Attempt, CallId, Complaint, ConnectionId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Protocol, Request,
-    Response, aws,
+    Attempt, CallId, Complaint, ConnectionId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Operation,
+    Protocol, Request, Response, aws,
 };
 use crate::process::{Facts, Process, ProcessKey};
 
@@ -43,6 +44,13 @@ pub enum RecordError {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Line {
+    /// Files of events have lines of other types too.
+    r#type: Option<String>,
+    /// What events know already of an attempt.
+    call: Option<u64>,
+    attempt: Option<u32>,
+    service: Option<String>,
+    operation: Option<String>,
     time: Option<String>,
     took_ms: Option<f64>,
     pid: Option<u32>,
@@ -171,7 +179,9 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Attempt>, RecordError> {
         for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let line: Line = serde_json::from_str(line)
                 .map_err(|error| RecordError::Line { line: at + 1, why: error.to_string() })?;
-            lines.push((line, at + 1));
+            if line.r#type.as_deref().is_none_or(|kind| kind == "attempt") {
+                lines.push((line, at + 1));
+            }
         }
     }
     if lines.is_empty() {
@@ -187,7 +197,9 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Attempt>, RecordError> {
     }
     attempts.sort_by_key(|attempt| attempt.started);
     for (attempt, number) in attempts.iter_mut().zip(1..) {
-        attempt.link.call = CallId(number);
+        if attempt.link.evidence == Evidence::Alone {
+            attempt.link.call = CallId(number);
+        }
     }
     Ok(attempts)
 }
@@ -245,7 +257,16 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
         target: if target.is_empty() { "/".into() } else { target.into() },
         headers: line.request_headers.headers(),
     };
-    let operation = aws::name(&request, line.request_body.as_deref().map(str::as_bytes));
+    let operation = match (line.service, line.operation) {
+        (None, None) => aws::name(&request, line.request_body.as_deref().map(str::as_bytes)),
+        (service, name) => Operation { service: service.map(Into::into), name: name.map(Into::into) },
+    };
+    let link = match (line.call, line.attempt) {
+        (Some(call), Some(number)) => {
+            Link { call: CallId(call), number, max: None, evidence: Evidence::Exact, waited: None }
+        }
+        _ => Link { call: CallId(0), number: 1, max: None, evidence: Evidence::Alone, waited: None },
+    };
     let at = line.time.as_deref().and_then(wall).zip(first).and_then(|(at, first)| at.duration_since(first).ok());
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let started = Moment(at.map_or(0, nanos));
@@ -265,7 +286,7 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
         },
         request,
         operation,
-        link: Link { call: CallId(0), number: 1, max: None, evidence: Evidence::Alone, waited: None },
+        link,
         started,
         response: line.status.map(|status| Response {
             status,

@@ -81,6 +81,11 @@ impl Subscription {
         self.queue.recv().await
     }
 
+    /// As [`Self::next`], for a thread of its own.
+    pub fn wait(&mut self) -> Option<Arc<Attempt>> {
+        self.queue.blocking_recv()
+    }
+
     /// As [`Self::next`], and `None` too where nothing is there yet.
     pub fn try_next(&mut self) -> Option<Arc<Attempt>> {
         self.queue.try_recv().ok()

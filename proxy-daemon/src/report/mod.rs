@@ -6,6 +6,8 @@
 //! input: order is fixed here, nothing reads a clock.
 pub mod assert;
 mod build;
+pub mod diff;
+pub mod events;
 mod text;
 pub mod trial;
 pub(crate) mod words;

@@ -6,7 +6,7 @@
 //! happened.
 use super::words::plain;
 use crate::{
-    flow::{Attempt, Moment},
+    flow::{Attempt, Evidence, Moment},
     retry::{Fingerprint, Hint, Ledger, Limits},
     rules::{Guard, Phase, Progress, RuleSet, Rules, Settings},
 };
@@ -20,9 +20,13 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
     let mut text = String::new();
     let mut acted = 0;
     for mut attempt in attempts {
-        let hint = Hint::of(attempt.process.key, &attempt.request);
-        attempt.link = ledger.begin(&attempt.process, &hint, attempt.request.host(), attempt.started);
-        attempt.print = hint.print.map(Fingerprint::number);
+        // Files of events know it already.
+        let linked = attempt.link.evidence != Evidence::Alone;
+        if !linked {
+            let hint = Hint::of(attempt.process.key, &attempt.request);
+            attempt.link = ledger.begin(&attempt.process, &hint, attempt.request.host(), attempt.started);
+            attempt.print = hint.print.map(Fingerprint::number);
+        }
         let active = rules.load();
         attempt.call_key = active.call_key(&attempt);
         let mut progress = Progress::default();
@@ -36,7 +40,9 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
             rulings.extend(active.rule(Phase::Response, &attempt, &mut progress, at));
         }
         attempt.ended = Some(at);
-        ledger.finish(&attempt);
+        if !linked {
+            ledger.finish(&attempt);
+        }
         rules.ended(&attempt, at);
         acted += usize::from(!rulings.is_empty());
         for ruling in rulings {
