@@ -59,6 +59,8 @@ pub struct Settings {
     pub upstream: Upstream,
     /// Where every attempt is written as it ends.
     pub events: Option<File>,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
 }
 
@@ -129,6 +131,7 @@ pub struct Instance {
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
+    metrics: Option<control::MetricsServer>,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -185,6 +188,8 @@ impl Instance {
                 None
             }
         };
+        let metrics = settings.metrics.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
+        let metrics = metrics.map(|listener| control::MetricsServer::start(listener, Arc::clone(&controlled)));
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
@@ -199,6 +204,7 @@ impl Instance {
             events,
             controlled,
             control,
+            metrics,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -262,7 +268,7 @@ impl Instance {
     /// until `hurry` is over), and closes the books.
     pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
         self.redirect.detach();
-        drop(self.control.take());
+        drop((self.control.take(), self.metrics.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {

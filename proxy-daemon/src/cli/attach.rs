@@ -94,6 +94,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         routes: checked.routes,
         upstream: checked.upstream,
         events,
+        metrics: checked.metrics,
         authority: Arc::new(authority),
     };
     let finished = runtime.block_on(async {

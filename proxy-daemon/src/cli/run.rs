@@ -213,6 +213,7 @@ impl Job {
                 routes: checked.routes,
                 upstream: checked.upstream,
                 events,
+                metrics: checked.metrics,
                 authority: Arc::new(authority),
             };
             let instance = Instance::start(settings, redirect)?;

@@ -8,6 +8,7 @@ pub mod assert;
 mod build;
 pub mod diff;
 pub mod events;
+pub mod metrics;
 mod text;
 pub mod trial;
 pub(crate) mod words;
