@@ -5,13 +5,10 @@
 //! call is retried once; half of the clients name their calls, the others are
 //! inferred. `--quick` makes it a hundredth.
 #![allow(clippy::print_stdout, reason = "a program that tells what it measured")]
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use retryscope::{
-    flow::{Attempt, Complaint, ConnectionId, Content, Headers, Moment, Operation, Protocol, Request, Response},
+    flow::{Attempt, Headers, Link, Moment, Operation, Request, Response},
     process::{Facts, Process, ProcessKey},
     retry::{CallKey, Family, Fingerprint, Hint, Ledger, Limits, Signal},
 };
@@ -36,36 +33,17 @@ fn process(pid: u32) -> Arc<Process> {
     Arc::new(Process::new(ProcessKey { pid, start_ticks: 1 }, 1, 0, facts))
 }
 
-fn template(process: &Arc<Process>, link: retryscope::flow::Link) -> Attempt {
-    Attempt {
-        connection: ConnectionId(1),
-        process: Arc::clone(process),
-        client: ([127, 0, 0, 1], 50_000).into(),
-        origin: ([192, 0, 2, 1], 443).into(),
-        protocol: Protocol::Http11,
-        request: Request {
-            method: "PUT".into(),
-            authority: "s3.eu-west-1.amazonaws.com".into(),
-            target: "/bucket/key".into(),
-            headers: Headers::default(),
-        },
-        operation: Operation::default(),
-        link,
-        started: Moment(0),
-        response: Some(Response { status: 200, reason: String::new(), headers: Headers::default() }),
-        request_content: Content::Unread,
-        response_content: Content::Unread,
-        call_key: 0,
-        print: None,
-        body_digest: None,
-        injected: None,
-        held: Duration::ZERO,
-        complaint: Complaint::default(),
-        failure: None,
-        ended: None,
-        sent: 100,
-        received: 1_000,
-    }
+fn template(process: &Arc<Process>, link: Link) -> Attempt {
+    let request = Request {
+        method: "PUT".into(),
+        authority: "s3.eu-west-1.amazonaws.com".into(),
+        target: "/bucket/key".into(),
+        headers: Headers::default(),
+    };
+    let mut attempt = Attempt::new(Arc::clone(process), request, link, Moment(0));
+    attempt.response = Some(Response { status: 200, reason: String::new(), headers: Headers::default() });
+    (attempt.sent, attempt.received) = (100, 1_000);
+    attempt
 }
 
 struct Load {
