@@ -153,6 +153,13 @@ fn grpc() {
     let process = report.processes().first().expect("a process");
     assert_eq!(number(&process["classes"]["server_error"], "genuine"), 2, "{report}");
     assert_eq!(number(&process["codes"], "UNAVAILABLE"), 2, "{report}");
+    // A status that comes in the trailers, after a response that had begun.
+    let outcome = Run::new().to(API, address, &ca).go(python("grpc_late")).ok();
+    assert_eq!(outcome.json()["sent"], 1);
+    let report = outcome.report();
+    let process = report.processes().first().expect("a process");
+    assert_eq!(number(&process["classes"]["throttled"], "genuine"), 1, "{report}");
+    assert_eq!(number(&process["codes"], "RESOURCE_EXHAUSTED"), 1, "{report}");
     server.signal(nix::sys::signal::Signal::SIGTERM);
     server.finish(SOON);
 }

@@ -139,6 +139,7 @@ pub(super) struct Exchange {
     body_replaced: bool,
     /// The start of a failure's body, as framed.
     complaint: Vec<u8>,
+    grpc_status: Option<Vec<u8>>,
     /// The request's body has been taken in where the upstream never sees it.
     pub(super) body_taken: bool,
     ended: bool,
@@ -172,6 +173,7 @@ impl Exchange {
             body_told: true,
             body_replaced: false,
             complaint: Vec::new(),
+            grpc_status: None,
             body_taken: false,
             ended: false,
         }
@@ -288,6 +290,11 @@ impl Exchange {
         }
     }
 
+    /// The trailers of the response: gRPC says in them how it ended.
+    pub(super) fn trailed(&mut self, trailers: &http::HeaderMap) {
+        self.grpc_status = trailers.get("grpc-status").map(|value| value.as_bytes().to_vec());
+    }
+
     /// What the client was told of a failure.
     fn complain(&self) -> Complaint {
         let Some(status) = self.attempt.status() else { return Complaint::default() };
@@ -297,7 +304,10 @@ impl Exchange {
             match changed {
                 Some(Field::Set(_, value) | Field::Add(_, value)) => Some(Cow::Borrowed(value.as_bytes())),
                 Some(Field::Remove(_)) => None,
-                None => headers?.get(name).map(Cow::Borrowed),
+                None => match headers?.get(name) {
+                    None if name == "grpc-status" => self.grpc_status.as_deref().map(Cow::Borrowed),
+                    value => value.map(Cow::Borrowed),
+                },
             }
         };
         let genuine = headers.filter(|_| !self.body_replaced);

@@ -328,7 +328,13 @@ async fn stream(
     let over = {
         let upload = Upload {
             running: !bodiless,
-            body: pin!(pass(ahead, &mut request_body, &mut upstream_body, |bytes, _| lock(&exchange).sent(bytes))),
+            body: pin!(pass(
+                ahead,
+                &mut request_body,
+                &mut upstream_body,
+                |bytes, _| lock(&exchange).sent(bytes),
+                |_| ()
+            )),
         };
         pass_response(respond, response, upload, &exchange, &method).await
     };
@@ -690,13 +696,19 @@ async fn pass_response<F: Future<Output = Result<(), Cut>>>(
             if let Some(cut) = cut.filter(|_| keep_body && !ends) {
                 pass_cut(ahead, &mut response_body, &mut client_body, cut, |bytes| lock(exchange).received(bytes)).await
             } else if keep_body && !ends {
-                pass(ahead, &mut response_body, &mut client_body, |bytes, last| {
-                    let mut exchange = lock(exchange);
-                    exchange.received(bytes);
-                    if last {
-                        exchange.end(None);
-                    }
-                })
+                pass(
+                    ahead,
+                    &mut response_body,
+                    &mut client_body,
+                    |bytes, last| {
+                        let mut exchange = lock(exchange);
+                        exchange.received(bytes);
+                        if last {
+                            exchange.end(None);
+                        }
+                    },
+                    |trailers| lock(exchange).trailed(trailers),
+                )
                 .await
             } else {
                 swallow(&mut response_body).await
@@ -776,6 +788,7 @@ async fn pass(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     mut seen: impl FnMut(&[u8], bool),
+    trailed: impl FnOnce(&HeaderMap),
 ) -> Result<(), Cut> {
     while let Some(data) = ahead.parts.pop_front() {
         let last = ahead.is_empty() && from.is_end_stream();
@@ -814,6 +827,9 @@ async fn pass(
         let _ = from.flow_control().release_capacity(length);
     }
     let trailers = from.trailers().await;
+    if let Ok(Some(trailers)) = &trailers {
+        trailed(trailers);
+    }
     if trailers.is_ok() {
         seen(&[], true);
     }
@@ -839,7 +855,7 @@ async fn pass_cut(
             None => match from.data().await {
                 Some(Ok(data)) => data,
                 Some(Err(error)) => return Err(Cut::Source(reason_for(&error))),
-                None => return pass(ahead, from, to, |_, _| ()).await,
+                None => return pass(ahead, from, to, |_, _| (), |_| ()).await,
             },
         };
         let length = data.len();

@@ -17,9 +17,15 @@ def call(_, context):
     return b""
 
 
+def late(_, context):
+    """Fails once the response has begun."""
+    context.send_initial_metadata((("begun", "yes"),))
+    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+
+
 class Handler(grpc.GenericRpcHandler):
     def service(self, details):
-        return grpc.unary_unary_rpc_method_handler(call)
+        return grpc.unary_unary_rpc_method_handler(late if details.method.endswith("/Late") else call)
 
 
 server = grpc.server(futures.ThreadPoolExecutor(2))

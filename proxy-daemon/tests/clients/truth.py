@@ -154,5 +154,16 @@ def grpc_unary():
         count()
 
 
+def grpc_late():
+    import grpc
+
+    channel = grpc.secure_channel("api.example.com:443", grpc.ssl_channel_credentials())
+    try:
+        channel.unary_unary("/test.Service/Late")(b"", timeout=20)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+        count()
+
+
 globals()[sys.argv[1]]()
 print(json.dumps({"sent": sent}))
