@@ -28,7 +28,10 @@ use crate::{
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{Account, Counted, Gate, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
-    report::events::{self, Start, Written},
+    report::{
+        events::{self, Start, Written},
+        statsd,
+    },
     retry::{Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
@@ -59,6 +62,8 @@ pub struct Settings {
     pub upstream: Upstream,
     /// Where every attempt is written as it ends.
     pub events: Option<File>,
+    /// Where a line for each retry is sent.
+    pub statsd: Option<SocketAddr>,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
@@ -132,6 +137,7 @@ pub struct Instance {
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
     metrics: Option<control::MetricsServer>,
+    statsd: Option<std::thread::JoinHandle<()>>,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -170,6 +176,8 @@ impl Instance {
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
             events::write(file, start, account.feed.subscribe(events::ROOM), clock)
         });
+        let statsd = settings.statsd.map(|to| statsd::send(to, proxy.account.feed.subscribe(statsd::ROOM)));
+        let statsd = statsd.transpose().map_err(StartError::Listen)?;
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             files: settings.rule_files,
@@ -205,6 +213,7 @@ impl Instance {
             controlled,
             control,
             metrics,
+            statsd,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -294,6 +303,9 @@ impl Instance {
             Some(writing) => tokio::task::spawn_blocking(|| writing.join().ok()).await.ok().flatten(),
             None => None,
         };
+        if let Some(sending) = self.statsd.take() {
+            let _ = tokio::task::spawn_blocking(|| sending.join()).await;
+        }
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         Finished {

@@ -3,7 +3,7 @@ mod common;
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -98,6 +98,39 @@ fn prometheus_sees_what_the_report_says() {
     assert!((waited - total).abs() < 1e-4, "{waited} s by Prometheus: {report}");
     server.signal(nix::sys::signal::Signal::SIGTERM);
     server.finish(Duration::from_secs(20));
+}
+
+#[test]
+fn statsd_hears_of_every_retry() {
+    let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    server.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    let address = server.local_addr().expect("an address").to_string();
+    let ca = TestCa::new();
+    let upstream = Upstream::start(&ca);
+    let run = Run::new().to(NAME, upstream.address, &ca).rule("~attempt 1 => 503");
+    let mut started = run.option("--statsd").option(&address).start(words![clients::python(), "-c", ASK, NAME]);
+    started.line("asked");
+    started.close_stdin();
+    started.finish().ok();
+    let (mut retries, mut waits) = (0, 0);
+    let mut buffer = [0; 65_536];
+    while retries + waits < 10 {
+        let length = server.recv(&mut buffer).expect("a datagram");
+        for line in String::from_utf8_lossy(&buffer[..length]).lines() {
+            let (metric, tags) = line.split_once("|#").expect(line);
+            let operation = format!("service:none,operation:GET_{NAME}/hello,command:python");
+            assert!(tags.starts_with(&operation), "{line}");
+            assert!(tags.ends_with(",evidence:exact,cause:rule"), "{line}");
+            match metric {
+                "retryscope.retry:1|c" => retries += 1,
+                wait if wait.starts_with("retryscope.backoff:") && wait.ends_with("|ms") => waits += 1,
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert_eq!((retries, waits), (5, 5));
+    let outcome = Run::new().no_report().option("--statsd").option("nowhere").go(["echo", "started"]).code(64);
+    assert!(outcome.stderr.contains("write HOST:PORT") && outcome.stdout.is_empty(), "{}", outcome.finished);
 }
 
 #[test]

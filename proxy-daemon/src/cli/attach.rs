@@ -95,6 +95,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         upstream: checked.upstream,
         events,
         metrics: checked.metrics,
+        statsd: checked.statsd,
         authority: Arc::new(authority),
     };
     let finished = runtime.block_on(async {

@@ -1,6 +1,6 @@
 //! The options that `run` and `attach` share, and what they come to.
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
     path::PathBuf,
 };
 
@@ -95,6 +95,10 @@ pub(super) struct Options {
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464")]
     metrics: Option<SocketAddr>,
 
+    /// Send a line for each retry to this statsd server, by UDP
+    #[arg(long, value_name = "HOST:PORT")]
+    statsd: Option<String>,
+
     /// Fail unless this holds of the run: 'METRIC{LABEL=GLOB} <= VALUE'
     ///
     /// Examples: 'retries <= 0', 'p99(backoff) < 5s',
@@ -129,6 +133,7 @@ pub(super) struct Checked {
     pub(super) upstream: Upstream,
     pub(super) assertions: Vec<Assertion>,
     pub(super) metrics: Option<TcpListener>,
+    pub(super) statsd: Option<SocketAddr>,
 }
 
 impl Options {
@@ -161,7 +166,8 @@ impl Options {
             })
         };
         let metrics = self.metrics.map(listen).transpose()?;
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics })
+        let statsd = self.statsd.as_deref().map(resolve).transpose()?;
+        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd })
     }
 
     pub(super) fn render(&self, report: &Report, width: usize, color: bool) -> String {
@@ -170,6 +176,17 @@ impl Options {
             Form::Json => crate::report::json(report),
         }
     }
+}
+
+/// A server's address, by name or number.
+fn resolve(text: &str) -> Result<SocketAddr, Failure> {
+    let wrong = |why: &str| {
+        Failure::usage(format!(
+            "cannot send to the statsd server `{text}` ({why}); write HOST:PORT, as in 127.0.0.1:8125"
+        ))
+    };
+    let mut found = text.to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
+    found.next().ok_or_else(|| wrong("the name has no address"))
 }
 
 /// `FILTER > N/TIME`.

@@ -214,6 +214,7 @@ impl Job {
                 upstream: checked.upstream,
                 events,
                 metrics: checked.metrics,
+                statsd: checked.statsd,
                 authority: Arc::new(authority),
             };
             let instance = Instance::start(settings, redirect)?;

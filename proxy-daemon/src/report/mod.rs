@@ -9,6 +9,7 @@ mod build;
 pub mod diff;
 pub mod events;
 pub mod metrics;
+pub mod statsd;
 mod text;
 pub mod trial;
 pub(crate) mod words;
