@@ -4,6 +4,7 @@ mod common;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -37,6 +38,28 @@ fn query(prometheus: SocketAddr, text: &str) -> Option<f64> {
     (!rows.is_empty()).then(|| values.sum())
 }
 
+/// Prometheus takes the query, whether or not it finds anything.
+fn is_answered(prometheus: SocketAddr, text: &str) -> bool {
+    let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    get(prometheus, &format!("/api/v1/query?query={encoded}"))
+        .is_some_and(|(_, body)| body.contains("\"status\":\"success\""))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").into()
+}
+
+#[test]
+fn alerts_are_rules_of_prometheus() {
+    let output = Command::new(clients::need("promtool", "prometheus"))
+        .args(["check", "rules"])
+        .arg(root().join("deploy/prometheus/alerts.yml"))
+        .output()
+        .expect("promtool");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("4 rules found"));
+}
+
 const ASK: &str = "import http.client, ssl, sys\n\
     connection = http.client.HTTPSConnection(sys.argv[1], context=ssl.create_default_context())\n\
     for call in range(5):\n\
@@ -68,10 +91,10 @@ fn prometheus_sees_what_the_report_says() {
 
     let folder = tempfile::tempdir().expect("a folder");
     let config = folder.path().join("prometheus.yml");
-    let text = format!(
+    let scraped = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: retryscope, static_configs: [{{targets: ['{metrics}']}}]}}]\n"
     );
-    std::fs::write(&config, text).expect("writing");
+    std::fs::write(&config, scraped).expect("writing");
     let mut server = Command::new(clients::need("prometheus", "prometheus"));
     server
         .arg(format!("--config.file={}", config.display()))
@@ -91,6 +114,26 @@ fn prometheus_sees_what_the_report_says() {
     let waited = of("sum(retryscope_backoff_seconds_sum)");
     assert!(of("histogram_quantile(0.9, sum by (le) (retryscope_backoff_seconds_bucket))") <= 0.01);
     assert!(of("sum(retryscope_stalled_seconds_total) / sum(retryscope_observed_seconds_total)") > 0.0);
+
+    // What is deployed with it asks for nothing else.
+    let dashboard = root().join("deploy/grafana/retryscope.json");
+    let dashboard: Value = serde_json::from_slice(&std::fs::read(dashboard).expect("a dashboard")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let asked: Vec<&str> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+        .filter_map(|target| target["expr"].as_str())
+        .collect();
+    assert!(asked.len() >= panels.len() && panels.len() > 8, "{asked:?}");
+    for asked in asked {
+        let asked = asked.replace("$__rate_interval", "1m").replace("$command", ".*");
+        for name in
+            asked.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("retryscope_"))
+        {
+            assert!(text.contains(&format!("\n{name}{{")), "there is no {name}");
+        }
+        assert!(is_answered(prometheus, &asked), "{asked}");
+    }
 
     started.close_stdin();
     let report = started.finish().ok().report();
