@@ -28,7 +28,11 @@ use crate::{
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{Account, Counted, Gate, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
-    report::events::{self, Start, Written},
+    report::{
+        Timeline,
+        events::{self, Start, Written},
+        timeline,
+    },
     retry::{Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
@@ -59,6 +63,8 @@ pub struct Settings {
     pub upstream: Upstream,
     /// Where every attempt is written as it ends.
     pub events: Option<File>,
+    /// Keep the latest attempts for the report.
+    pub timeline: bool,
     pub authority: Arc<Authority>,
 }
 
@@ -111,6 +117,7 @@ pub struct Finished {
     pub redirect: redirect::Counters,
     pub proxy: Counted,
     pub events: Option<Written>,
+    pub timeline: Option<Timeline>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
 }
@@ -126,6 +133,7 @@ pub struct Instance {
     serving: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
+    timeline: Option<std::thread::JoinHandle<Timeline>>,
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
@@ -167,6 +175,7 @@ impl Instance {
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
             events::write(file, start, account.feed.subscribe(events::ROOM), clock)
         });
+        let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             files: settings.rule_files,
@@ -197,6 +206,7 @@ impl Instance {
             serving: None,
             watching: Some(watching),
             events,
+            timeline,
             controlled,
             control,
             drain: watch::Sender::new(false),
@@ -283,11 +293,9 @@ impl Instance {
         }
         let account = &self.proxy.account;
         account.feed.close();
-        let events = match self.events.take() {
-            // What is on its way to the disk is waited for, however slow it is.
-            Some(writing) => tokio::task::spawn_blocking(|| writing.join().ok()).await.ok().flatten(),
-            None => None,
-        };
+        // What is on its way to the disk is waited for, however slow it is.
+        let events = joined(self.events.take()).await;
+        let timeline = joined(self.timeline.take()).await;
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         Finished {
@@ -299,9 +307,16 @@ impl Instance {
             redirect: self.redirect.counters().since(&self.before),
             proxy: self.proxy.counters.read(),
             events,
+            timeline,
             hurried,
         }
     }
+}
+
+/// What a thread came to.
+async fn joined<T: Send + 'static>(thread: Option<std::thread::JoinHandle<T>>) -> Option<T> {
+    let thread = thread?;
+    tokio::task::spawn_blocking(|| thread.join().ok()).await.ok().flatten()
 }
 
 fn nanos(time: Duration) -> u64 {
