@@ -15,10 +15,10 @@ use super::{
     events::{evidence, protocol, redacted},
 };
 use crate::{
-    flow::{Attempt, Clock, Moment},
+    flow::{Attempt, Clock, Failure, Moment},
     process::ProcessKey,
-    proxy::Subscription,
-    retry::Class,
+    proxy::{Feed, Subscription},
+    retry::{Class, OperationName},
 };
 
 /// How many attempts are kept.
@@ -107,7 +107,7 @@ impl Row {
             told: attempt.status(),
             rule: injected.map(|injected| cut(&injected.rule)),
             abort: injected.and_then(|injected| injected.abort),
-            failure: attempt.failure.map(crate::flow::Failure::name),
+            failure: attempt.failure.map(Failure::name),
             class: Class::of(attempt).name(),
             code: attempt.complaint.code.as_deref().map(cut),
             retry_after: attempt.complaint.wait.map(ms),
@@ -119,10 +119,10 @@ impl Row {
 }
 
 fn named(attempt: &Attempt) -> String {
-    match (&attempt.operation.service, &attempt.operation.name) {
-        (Some(service), Some(name)) => format!("{service}.{name}"),
-        (None, Some(name)) => name.to_string(),
-        _ => format!("{} {}", attempt.request.method, attempt.request.host()),
+    match OperationName::of(attempt) {
+        Some(OperationName { service: Some(service), operation }) => format!("{service}.{operation}"),
+        Some(OperationName { service: None, operation }) => operation.to_string(),
+        None => format!("{} {}", attempt.request.method, attempt.request.host()),
     }
 }
 
@@ -165,7 +165,7 @@ impl Timeline {
 }
 
 /// Keeps the latest of all that comes, until the feed is closed.
-pub fn keep(feed: &crate::proxy::Feed, clock: Clock) -> JoinHandle<Timeline> {
+pub fn keep(feed: &Feed, clock: Clock) -> JoinHandle<Timeline> {
     let mut subscription: Subscription = feed.subscribe(ROOM);
     std::thread::spawn(move || {
         let mut timeline = Timeline { started: time(clock.wall(Moment::default())), ..Timeline::default() };

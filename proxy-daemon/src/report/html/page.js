@@ -491,7 +491,7 @@
       const told = it.told !== undefined ? String(it.told) : it.abort ? `broken off (${it.abort})` : it.failure || "nothing";
       const upstream = it.status !== undefined ? String(it.status) : it.failure ? it.failure : "not asked";
       return [
-        ["attempt", `${it.attempt}${it.max ? ` of at most ${it.max}` : ""} of call ${it.call} (${it.evidence === "alone" ? "no other is known" : it.evidence})`],
+        ["attempt", `${it.attempt}${it.max ? ` of at most ${it.max}` : ""} of call ${it.call}${it.evidence === "alone" ? "" : ` (${it.evidence})`}`],
         ["outcome", `${told}, ${CLASSES[it.class] || it.class}${it.code ? ` (${it.code})` : ""}`],
         injected(it) && ["by rule", `"${it.rule}"; the upstream: ${upstream}`],
         !injected(it) && it.failure && it.told !== undefined && ["failure", it.failure],

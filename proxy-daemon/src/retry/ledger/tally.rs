@@ -412,7 +412,7 @@ impl OperationName {
     }
 
     /// `None` for a name too long to be kept.
-    pub(super) fn of(attempt: &Attempt) -> Option<Self> {
+    pub fn of(attempt: &Attempt) -> Option<Self> {
         let operation = match &attempt.operation.name {
             Some(name) => Arc::clone(name),
             None => Arc::from(route::name(&attempt.request)?),
