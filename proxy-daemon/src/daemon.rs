@@ -65,6 +65,8 @@ pub struct Settings {
     pub events: Option<File>,
     /// Keep the latest attempts for the report.
     pub timeline: bool,
+    /// Where metrics are served.
+    pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
 }
 
@@ -137,6 +139,7 @@ pub struct Instance {
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
+    metrics: Option<control::MetricsServer>,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -194,6 +197,8 @@ impl Instance {
                 None
             }
         };
+        let metrics = settings.metrics.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
+        let metrics = metrics.map(|listener| control::MetricsServer::start(listener, Arc::clone(&controlled)));
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
@@ -209,6 +214,7 @@ impl Instance {
             timeline,
             controlled,
             control,
+            metrics,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -272,7 +278,7 @@ impl Instance {
     /// until `hurry` is over), and closes the books.
     pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
         self.redirect.detach();
-        drop(self.control.take());
+        drop((self.control.take(), self.metrics.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {

@@ -314,7 +314,7 @@ fn host_stands_in_for_the_authority() {
             let report = outcome.report();
             assert_eq!(report.count("statuses", "200"), 1, "{report}");
             let operations: Vec<&Value> = report.operations().map(|row| &row["operation"]).collect();
-            assert_eq!(operations, ["GET elsewhere.test"], "{report}");
+            assert_eq!(operations, ["GET elsewhere.test/hello"], "{report}");
         }
     }
 }

@@ -8,9 +8,7 @@ use std::{
 };
 
 use retryscope::{
-    flow::{
-        Attempt, CallId, Complaint, ConnectionId, Content, Failure, Moment, Operation, Protocol, Request, Response,
-    },
+    flow::{Attempt, CallId, Failure, Moment, Request, Response},
     process::{Facts, Process, ProcessKey},
     retry::{BodyDigest, Fingerprint, Hint, Ledger, Limits},
 };
@@ -78,11 +76,6 @@ struct Event<'a> {
     asked: Option<u64>,
 }
 
-/// What is known of a running attempt.
-struct Open {
-    attempt: Attempt,
-}
-
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
     retries: u64,
@@ -141,7 +134,7 @@ fn moment(ms: u64) -> Moment {
     Moment(ms * 1_000_000)
 }
 
-fn begin(ledger: &mut Ledger, process: &Arc<Process>, event: &Event<'_>, number: usize) -> Open {
+fn begin(ledger: &mut Ledger, process: &Arc<Process>, event: &Event<'_>, number: usize) -> Attempt {
     let mut request = request(event, number);
     let refused = matches!(&event.outcome, Part::Word(word) if word == "refused");
     let (hint, digest, host) = if refused {
@@ -164,36 +157,15 @@ fn begin(ledger: &mut Ledger, process: &Arc<Process>, event: &Event<'_>, number:
         (hint, digest, host)
     };
     let link = ledger.begin(process, &hint, &host, moment(event.start));
-    Open {
-        attempt: Attempt {
-            connection: ConnectionId(1),
-            process: Arc::clone(process),
-            client: ([127, 0, 0, 1], 50_000).into(),
-            origin: ([192, 0, 2, 1], 443).into(),
-            protocol: Protocol::Http11,
-            operation: Operation::default(),
-            link,
-            started: moment(event.start),
-            response: None,
-            request,
-            request_content: Content::Unread,
-            response_content: Content::Unread,
-            call_key: 0,
-            print: hint.print.map(Fingerprint::number),
-            body_digest: digest,
-            injected: None,
-            held: Duration::ZERO,
-            complaint: Complaint { code: None, wait: event.asked.map(Duration::from_millis) },
-            failure: None,
-            ended: Some(moment(event.end)),
-            sent: 0,
-            received: 0,
-        },
-    }
+    let mut attempt = Attempt::new(Arc::clone(process), request, link, moment(event.start));
+    attempt.print = hint.print.map(Fingerprint::number);
+    attempt.body_digest = digest;
+    attempt.complaint.wait = event.asked.map(Duration::from_millis);
+    attempt.ended = Some(moment(event.end));
+    attempt
 }
 
-fn end(ledger: &mut Ledger, open: Open, event: &Event<'_>) -> (CallId, u32) {
-    let mut attempt = open.attempt;
+fn end(ledger: &mut Ledger, mut attempt: Attempt, event: &Event<'_>) -> (CallId, u32) {
     match &event.outcome {
         Part::Number(status) => {
             let status = u16::try_from(*status).expect("a status");
@@ -228,7 +200,7 @@ fn play(story: &Story) -> Score {
     steps.sort_unstable();
     let mut ledger = Ledger::new(Limits::default(), Moment(0));
     let mut processes: HashMap<u32, Arc<Process>> = HashMap::new();
-    let mut open: HashMap<usize, Open> = HashMap::new();
+    let mut open: HashMap<usize, Attempt> = HashMap::new();
     let mut told: HashMap<usize, (CallId, u32)> = HashMap::new();
     for (_, begins, index) in steps {
         let event = &events[index];

@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// Leave retryscope out: the yardstick alone, which needs no root
     #[arg(long)]
     yardstick: bool,
+    /// The ledger alone, without sockets: time and memory of ten million attempts
+    #[arg(long)]
+    ledger: bool,
     /// The binaries are built; set where the bench becomes root
     #[arg(long, hide = true)]
     built: bool,
@@ -124,6 +127,13 @@ struct Bench {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.ledger {
+        let mut cargo = system::cargo();
+        cargo.args(["bench", "--locked", "-p", "retryscope", "--bench", "ledger"]);
+        return system::run(
+            cargo.args(options.quick.then_some("--").into_iter().chain(options.quick.then_some("--quick"))),
+        );
+    }
     let binaries = if options.built {
         Binaries::of(Profile::Release)
     } else {

@@ -62,6 +62,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
     ("wget", "wget"),
@@ -94,9 +95,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let missing: Vec<_> =
         PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     install(&missing)?;
-    if missing.contains(&"nginx-light") && find("systemctl").is_some() {
-        // The package starts a web server; the tests start their own.
-        system::succeeds(system::privileged("systemctl")?.args(["disable", "--now", "nginx"]));
+    // Some packages start a server; the tests start their own.
+    for (package, services) in
+        [("nginx-light", &["nginx"][..]), ("prometheus", &["prometheus", "prometheus-node-exporter"])]
+    {
+        if missing.contains(&package) && find("systemctl").is_some() {
+            system::succeeds(system::privileged("systemctl")?.args(["disable", "--now"]).args(services));
+        }
     }
     let clients = venv::python("clients", CLIENTS)?;
     let old_clients = venv::python("clients-old", OLD_CLIENTS)?;

@@ -95,6 +95,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         upstream: checked.upstream,
         events,
         timeline: args.options.wants_timeline(),
+        metrics: checked.metrics,
         authority: Arc::new(authority),
     };
     let mut finished = runtime.block_on(async {

@@ -1,10 +1,14 @@
 //! The options that `run` and `attach` share, and what they come to.
-use std::path::PathBuf;
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+};
 
 use clap::Args;
 
 use super::Failure;
 use crate::{
+    control,
     flow::filter::Filter,
     proxy::{Mapping, Routes},
     report::{self, Report, Timeline, assert::Assertion},
@@ -87,6 +91,10 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(super) events: Option<PathBuf>,
 
+    /// Serve Prometheus metrics at this address, under /metrics
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464")]
+    metrics: Option<SocketAddr>,
+
     /// Fail unless this holds of the run: 'METRIC{LABEL=GLOB} <= VALUE'
     ///
     /// Examples: 'retries <= 0', 'p99(backoff) < 5s',
@@ -132,6 +140,7 @@ pub(super) struct Checked {
     pub(super) routes: Routes,
     pub(super) upstream: Upstream,
     pub(super) assertions: Vec<Assertion>,
+    pub(super) metrics: Option<TcpListener>,
 }
 
 impl Options {
@@ -158,7 +167,16 @@ impl Options {
             .iter()
             .map(|text| Assertion::parse(text).map_err(|error| Failure::usage(error.render(text).trim_end())));
         let assertions = assertions.collect::<Result<_, _>>()?;
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions })
+        let listen = |address| {
+            control::listen(address).map_err(|error| {
+                Failure::new(
+                    69,
+                    format!("cannot serve metrics at {address} ({error}); name another with --metrics=ADDRESS:PORT"),
+                )
+            })
+        };
+        let metrics = self.metrics.map(listen).transpose()?;
+        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics })
     }
 
     /// The latest attempts have to be kept for the report.

@@ -215,6 +215,7 @@ impl Job {
                 upstream: checked.upstream,
                 events,
                 timeline: options.wants_timeline(),
+                metrics: checked.metrics,
                 authority: Arc::new(authority),
             };
             let instance = Instance::start(settings, redirect)?;

@@ -15,6 +15,7 @@
 //! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
 //! | `POST /v1/reload` | reads the rule files again |
 mod client;
+mod scraped;
 mod server;
 
 use std::{fs, io, path::PathBuf, sync::Arc};
@@ -22,6 +23,7 @@ use std::{fs, io, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, find};
+pub use scraped::{MetricsServer, listen};
 pub use server::{Server, bind};
 
 use crate::{

@@ -278,6 +278,35 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// One that has just begun, between nowhere and nowhere until told.
+    pub fn new(process: Arc<Process>, request: Request, link: Link, started: Moment) -> Self {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            connection: ConnectionId(0),
+            process,
+            client: nowhere,
+            origin: nowhere,
+            protocol: Protocol::Http11,
+            request,
+            operation: Operation::default(),
+            link,
+            started,
+            response: None,
+            request_content: Content::Unread,
+            response_content: Content::Unread,
+            print: None,
+            body_digest: None,
+            call_key: 0,
+            injected: None,
+            held: Duration::ZERO,
+            complaint: Complaint::default(),
+            failure: None,
+            ended: None,
+            sent: 0,
+            received: 0,
+        }
+    }
+
     /// The status that the client saw.
     pub fn status(&self) -> Option<u16> {
         match &self.injected {

@@ -19,8 +19,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    Attempt, CallId, Complaint, ConnectionId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Operation,
-    Protocol, Request, Response, aws,
+    Attempt, CallId, Content, Evidence, Headers, Link, MAX_CONTENT, Moment, Operation, Protocol, Request, Response, aws,
 };
 use crate::process::{Facts, Process, ProcessKey};
 
@@ -273,21 +272,14 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
     let took = line.took_ms.map(|ms| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default()).unwrap_or_default();
     let comm = line.comm.unwrap_or_default();
     let facts = Facts { command: line.command.unwrap_or_else(|| comm.clone()), comm, ..Facts::default() };
-    let nowhere = ([0, 0, 0, 0], 0).into();
+    let key = ProcessKey { pid: line.pid.unwrap_or_default(), start_ticks: 0 };
     Ok(Attempt {
-        connection: ConnectionId(0),
-        process: Arc::new(Process::new(ProcessKey { pid: line.pid.unwrap_or_default(), start_ticks: 0 }, 0, 0, facts)),
-        client: nowhere,
-        origin: nowhere,
         protocol: match line.protocol.as_deref().map(str::to_ascii_lowercase).as_deref() {
             Some("h2" | "http/2" | "http/2.0" | "h2c") => Protocol::Http2,
             Some("http/1.0") => Protocol::Http10,
             _ => Protocol::Http11,
         },
-        request,
         operation,
-        link,
-        started,
         response: line.status.map(|status| Response {
             status,
             reason: line.reason.unwrap_or_default(),
@@ -295,16 +287,8 @@ fn attempt(line: Line, number: usize, first: Option<SystemTime>) -> Result<Attem
         }),
         request_content: content(line.request_body.or_else(|| Some(String::new()))),
         response_content: content(line.response_body),
-        call_key: 0,
-        print: None,
-        body_digest: None,
-        injected: None,
-        held: Duration::ZERO,
-        complaint: Complaint::default(),
-        failure: None,
         ended: Some(Moment(started.0.saturating_add(nanos(took)))),
-        sent: 0,
-        received: 0,
+        ..Attempt::new(Arc::new(Process::new(key, 0, 0, facts)), request, link, started)
     })
 }
 

@@ -19,8 +19,8 @@ use super::Feed;
 
 use crate::{
     flow::{
-        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Moment, Operation,
-        Protocol, Request, Response, complaint, content,
+        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Link, Moment, Protocol,
+        Request, Response, complaint, content,
     },
     process::Process,
     retry::{BodyDigest, Fingerprint, Hint, Ledger},
@@ -112,6 +112,15 @@ impl Digest {
     }
 }
 
+impl Peer {
+    /// An attempt of this client's.
+    fn attempt(&self, request: Request, link: Link, started: Moment) -> Attempt {
+        let mut attempt = Attempt::new(Arc::clone(&self.process), request, link, started);
+        (attempt.connection, attempt.client, attempt.origin) = (self.connection, self.client, self.origin);
+        attempt
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Exchange {
     account: Arc<Account>,
@@ -142,29 +151,12 @@ impl Exchange {
         let link = account.ledger().begin(&peer.process, &hint, request.host(), started);
         let digest = hint.print.filter(|_| !hint.bodiless).and_then(|_| Digest::of(&request));
         let body_start = flow::aws::needs_body(&request).then(Vec::new);
+        let operation = flow::aws::name(&request, None);
         let mut attempt = Attempt {
-            connection: peer.connection,
-            process: Arc::clone(&peer.process),
-            client: peer.client,
-            origin: peer.origin,
             protocol,
-            operation: flow::aws::name(&request, None),
-            request,
-            link,
-            started,
-            response: None,
-            request_content: Content::Unread,
-            response_content: Content::Unread,
-            call_key: 0,
+            operation,
             print: hint.print.map(Fingerprint::number),
-            body_digest: None,
-            injected: None,
-            held: Duration::ZERO,
-            complaint: Complaint::default(),
-            failure: None,
-            ended: None,
-            sent: 0,
-            received: 0,
+            ..peer.attempt(request, link, started)
         };
         let rules = account.rules.load();
         attempt.call_key = rules.call_key(&attempt);
@@ -369,28 +361,10 @@ pub(super) fn unmade(account: &Account, peer: &Peer, started: Moment, failure: F
     let hint = Hint { signal: None, print: Some(print), bodiless: true };
     let link = ledger.begin(&peer.process, &hint, "", started);
     let mut attempt = Attempt {
-        connection: peer.connection,
-        process: Arc::clone(&peer.process),
-        client: peer.client,
-        origin: peer.origin,
-        protocol: Protocol::Http11,
-        operation: Operation::default(),
-        request,
-        link,
-        started,
-        response: None,
-        request_content: Content::Unread,
-        response_content: Content::Unread,
-        call_key: 0,
         print: Some(print.number()),
-        body_digest: None,
-        injected: None,
-        held: Duration::ZERO,
-        complaint: Complaint::default(),
         failure: Some(failure),
         ended: Some(ended),
-        sent: 0,
-        received: 0,
+        ..peer.attempt(request, link, started)
     };
     attempt.link = ledger.finish(&attempt);
     drop(ledger);

@@ -9,6 +9,7 @@ mod build;
 pub mod diff;
 pub mod events;
 mod html;
+pub mod metrics;
 mod text;
 pub mod timeline;
 pub mod trial;

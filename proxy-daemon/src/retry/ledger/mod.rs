@@ -164,7 +164,11 @@ impl Ledger {
             None => self.tracks.begin(print, number.filter(|number| *number > 1), at),
         });
         if let Some(name) = told {
-            return self.begin_named(name, number, max, (process, host), at);
+            let link = self.begin_named(name, number, max, (process, host), at);
+            if let Some(print) = hint.print {
+                self.tracks.followed(print, link.call);
+            }
+            return link;
         }
         let followed = followed.or_else(|| {
             let first = number.is_none_or(|number| number > 1);

@@ -181,8 +181,11 @@ fn an_id_that_means_nothing_if_it_is_new() {
     assert_eq!((same.number, same.evidence), (2, Evidence::Exact));
     let new = azure("b", (18_000, 18_010), 200);
     assert_eq!((new.number, new.evidence), (3, Evidence::Inferred));
+    // What was followed by its name waits for nobody else.
+    let next = azure("c", (19_000, 19_010), 200);
+    assert_eq!(next.number, 1);
     let tally = story.tally();
-    assert_eq!((tally.calls, tally.retries_exact, tally.retries_inferred), (1, 1, 1));
+    assert_eq!((tally.calls, tally.retries_exact, tally.retries_inferred), (2, 1, 1));
 }
 
 /// A connection that could not be made, at some address of the host.

@@ -126,6 +126,13 @@ impl Tracks {
         self.tracks.get_or_insert_mut(print, Track::default)
     }
 
+    /// The call goes on by its name: none of its attempts waits any more.
+    pub(super) fn followed(&mut self, print: Fingerprint, call: CallId) {
+        if let Some(track) = self.tracks.get_mut(&print) {
+            track.waiting.retain(|waiting| waiting.call != call);
+        }
+    }
+
     /// An attempt has ended: `failed`, so that another may follow; or not.
     pub(super) fn finish(&mut self, print: Fingerprint, ended: Moment, failed: Option<Waiting>) {
         // Forgotten meanwhile: nothing can follow it.
