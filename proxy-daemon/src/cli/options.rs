@@ -117,7 +117,7 @@ pub(super) struct Options {
 pub(super) enum Form {
     Text,
     Json,
-    /// One page with a timeline of the latest attempts
+    /// One page for a browser; of `run` and `attach` with a timeline of the latest attempts
     Html,
 }
 
