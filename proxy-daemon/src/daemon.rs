@@ -29,8 +29,9 @@ use crate::{
     proxy::{Account, Counted, Gate, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
     report::{
+        Timeline,
         events::{self, Start, Written},
-        statsd,
+        statsd, timeline,
     },
     retry::{Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
@@ -64,6 +65,8 @@ pub struct Settings {
     pub events: Option<File>,
     /// Where a line for each retry is sent.
     pub statsd: Option<SocketAddr>,
+    /// Keep the latest attempts for the report.
+    pub timeline: bool,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
@@ -118,6 +121,7 @@ pub struct Finished {
     pub redirect: redirect::Counters,
     pub proxy: Counted,
     pub events: Option<Written>,
+    pub timeline: Option<Timeline>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
 }
@@ -133,6 +137,7 @@ pub struct Instance {
     serving: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
+    timeline: Option<std::thread::JoinHandle<Timeline>>,
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
@@ -178,6 +183,7 @@ impl Instance {
         });
         let statsd = settings.statsd.map(|to| statsd::send(to, proxy.account.feed.subscribe(statsd::ROOM)));
         let statsd = statsd.transpose().map_err(StartError::Listen)?;
+        let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             files: settings.rule_files,
@@ -210,6 +216,7 @@ impl Instance {
             serving: None,
             watching: Some(watching),
             events,
+            timeline,
             controlled,
             control,
             metrics,
@@ -298,14 +305,10 @@ impl Instance {
         }
         let account = &self.proxy.account;
         account.feed.close();
-        let events = match self.events.take() {
-            // What is on its way to the disk is waited for, however slow it is.
-            Some(writing) => tokio::task::spawn_blocking(|| writing.join().ok()).await.ok().flatten(),
-            None => None,
-        };
-        if let Some(sending) = self.statsd.take() {
-            let _ = tokio::task::spawn_blocking(|| sending.join()).await;
-        }
+        // What is on its way to the disk is waited for, however slow it is.
+        let events = joined(self.events.take()).await;
+        let timeline = joined(self.timeline.take()).await;
+        joined(self.statsd.take()).await;
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         Finished {
@@ -317,9 +320,16 @@ impl Instance {
             redirect: self.redirect.counters().since(&self.before),
             proxy: self.proxy.counters.read(),
             events,
+            timeline,
             hurried,
         }
     }
+}
+
+/// What a thread came to.
+async fn joined<T: Send + 'static>(thread: Option<std::thread::JoinHandle<T>>) -> Option<T> {
+    let thread = thread?;
+    tokio::task::spawn_blocking(|| thread.join().ok()).await.ok().flatten()
 }
 
 fn nanos(time: Duration) -> u64 {

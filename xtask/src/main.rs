@@ -1,5 +1,5 @@
 //! What a contributor runs: `cargo xtask demo`, `test`, `bench`, `ebpf`,
-//! `aws-models`.
+//! `aws-models`, `vendor-chart`.
 //!
 //! Each command is one module. They say what they do as they do it, and end
 //! with a non-zero exit code where it failed.
@@ -10,6 +10,7 @@ mod ebpf;
 mod system;
 mod test;
 mod testbed;
+mod vendor_chart;
 mod venv;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Options),
     /// Make the table of AWS's operations anew, out of botocore's models
     AwsModels(aws_models::Options),
+    /// Make the chart library of the HTML report anew, out of its packages
+    VendorChart(vendor_chart::Options),
     /// The kernel side
     #[command(subcommand)]
     Ebpf(Ebpf),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::AwsModels(options) => aws_models::run(&options),
+        Command::VendorChart(options) => vendor_chart::run(&options),
         Command::Ebpf(Ebpf::Build) => ebpf::build(),
         Command::Ebpf(Ebpf::Verify) => ebpf::verify(),
         Command::AsRoot(runner) => test::as_root(&runner),

@@ -49,11 +49,14 @@ const NODE_CLIENTS: &[&str] = &[
     "axios@1.21.1",
     "axios-retry@4.5.0",
     "got@14.6.6",
+    // Drives the browser that the HTML report is looked at with.
+    "playwright-core@1.65.1",
 ];
 
 /// Programs, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
+    ("chromium", "chromium"),
     ("curl", "curl"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),

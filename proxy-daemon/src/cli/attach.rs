@@ -94,11 +94,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         routes: checked.routes,
         upstream: checked.upstream,
         events,
+        timeline: args.options.wants_timeline(),
         metrics: checked.metrics,
         statsd: checked.statsd,
         authority: Arc::new(authority),
     };
-    let finished = runtime.block_on(async {
+    let mut finished = runtime.block_on(async {
         let redirect = Redirect::start(&watched, &scene.daemon)
             ?;
         let mut instance = Instance::start(settings, redirect)
@@ -120,8 +121,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     })?;
     let verdicts = hold(&checked.assertions, &finished, &shown, junit);
     let holds = verdicts.iter().all(|verdict| verdict.holds);
+    let timeline = finished.timeline.take();
     let report = report_of(&args.options, finished, verdicts, None, Vec::new());
-    output.write(&report, &args.options);
+    output.write(&report, timeline.as_ref(), &args.options);
     scene.clear();
     Ok(ExitCode::from(if holds { 0 } else { ASSERTION_FAILED }))
 }

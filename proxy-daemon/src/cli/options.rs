@@ -11,7 +11,7 @@ use crate::{
     control,
     flow::filter::Filter,
     proxy::{Mapping, Routes},
-    report::{Report, assert::Assertion},
+    report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
     tls::Upstream,
 };
@@ -83,7 +83,7 @@ pub(super) struct Options {
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Form::Text)]
     pub(super) report: Form,
 
-    /// Write the report to a file instead of standard error
+    /// Write the report to a file instead of standard error; html needs one
     #[arg(long, value_name = "FILE")]
     pub(super) report_file: Option<PathBuf>,
 
@@ -121,6 +121,18 @@ pub(super) struct Options {
 pub(super) enum Form {
     Text,
     Json,
+    /// One page for a browser; of `run` and `attach` with a timeline of the latest attempts
+    Html,
+}
+
+impl Form {
+    pub(super) fn render(self, report: &Report, timeline: Option<&Timeline>, width: usize, color: bool) -> String {
+        match self {
+            Form::Text => report::text(report, width, color),
+            Form::Json => report::json(report),
+            Form::Html => report::html(report, timeline),
+        }
+    }
 }
 
 /// The options, checked.
@@ -139,6 +151,9 @@ pub(super) struct Checked {
 impl Options {
     /// Checks everything that can be checked before anything is touched.
     pub(super) fn check(&self) -> Result<Checked, Failure> {
+        if self.report == Form::Html && self.report_file.is_none() {
+            return Err(Failure::usage("--report html makes a page for a browser; add --report-file report.html"));
+        }
         let rule_files = self.rule_files.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         let rule_files: Vec<PathBuf> = rule_files.collect();
         let files = super::rules::read(&self.rule_files)?;
@@ -170,11 +185,9 @@ impl Options {
         Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd })
     }
 
-    pub(super) fn render(&self, report: &Report, width: usize, color: bool) -> String {
-        match self.report {
-            Form::Text => crate::report::text(report, width, color),
-            Form::Json => crate::report::json(report),
-        }
+    /// The latest attempts have to be kept for the report.
+    pub(super) fn wants_timeline(&self) -> bool {
+        self.report == Form::Html
     }
 }
 

@@ -12,16 +12,20 @@ use std::{
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{Failure, options::Options, run::say};
+use super::{
+    Failure,
+    options::{Form, Options},
+    run::say,
+};
 use crate::{
     daemon::Finished,
     report::{
-        self, Meta, Report,
+        self, Meta, Report, Timeline,
         assert::{Assertion, Verdict},
     },
 };
 
-const DEFAULT_WIDTH: usize = 80;
+pub(super) const DEFAULT_WIDTH: usize = 80;
 
 #[derive(Debug)]
 pub(super) enum Output {
@@ -58,19 +62,24 @@ impl Output {
     }
 
     /// Writes the report; to standard error where the file cannot take it.
-    pub(super) fn write(self, report: &Report, options: &Options) {
+    pub(super) fn write(self, report: &Report, timeline: Option<&Timeline>, options: &Options) {
+        let mut form = options.report;
         if let Output::File(mut file, path) = self {
-            let text = options.render(report, DEFAULT_WIDTH, false);
+            let text = form.render(report, timeline, DEFAULT_WIDTH, false);
             // What cannot be emptied (a pipe, a device) holds nothing older.
             let _ = file.set_len(0);
             match file.write_all(text.as_bytes()).and_then(|()| file.flush()) {
                 Ok(()) => return,
                 Err(error) => say(&format!("cannot write the report to {} ({error}); here it is:", path.display())),
             }
+            // A page is nothing to read on a terminal.
+            if form == Form::Html {
+                form = Form::Text;
+            }
         }
         let mut stderr = io::stderr().lock();
         let color = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let text = options.render(report, width(), color);
+        let text = form.render(report, timeline, width(), color);
         // A reader that has gone away has decided not to read it.
         let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
     }

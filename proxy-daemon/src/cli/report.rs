@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Failure, options::Form, output::columns};
+use super::{
+    Failure,
+    options::Form,
+    output::{DEFAULT_WIDTH, columns},
+};
 use crate::{
     control::{self, Client, ClientError},
     report::{self, Report, diff},
@@ -37,20 +41,28 @@ pub(super) struct Args {
     /// The report's form
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Form::Text)]
     report: Form,
+
+    /// Write the report to a file instead of standard output
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    report_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    check(args)?;
+    let file = args.report_file.as_deref();
     if let [before, after] = args.diff.as_slice() {
         let diff = diff::diff(&load(before)?, &load(after)?);
-        show(&match args.report {
-            Form::Text => diff::text(&diff, columns(io::stdout())),
-            Form::Json => format!("{:#}\n", serde_json::to_value(&diff).unwrap_or_default()),
-        });
-        return Ok(ExitCode::SUCCESS);
+        let width = if file.is_some() { DEFAULT_WIDTH } else { columns(io::stdout()) };
+        return tell(
+            &match args.report {
+                Form::Json => format!("{:#}\n", serde_json::to_value(&diff).unwrap_or_default()),
+                Form::Text | Form::Html => diff::text(&diff, width),
+            },
+            file,
+        );
     }
     if let Some(path) = &args.file {
-        show(&render(&load(path)?, args.report));
-        return Ok(ExitCode::SUCCESS);
+        return tell(&render(&load(path)?, args), file);
     }
     let client = control::find(args.pid)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -58,16 +70,46 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .build()
         .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
     match args.watch {
-        None => {
-            show(&render(&runtime.block_on(client.report())?, args.report));
+        None => tell(&render(&runtime.block_on(client.report())?, args), file),
+        Some(seconds) => {
+            runtime.block_on(watch(&client, Duration::from_secs(seconds), args))?;
+            Ok(ExitCode::SUCCESS)
         }
-        Some(seconds) => runtime.block_on(watch(&client, Duration::from_secs(seconds), args.report))?,
+    }
+}
+
+/// What cannot be shown.
+fn check(args: &Args) -> Result<(), Failure> {
+    if args.report != Form::Html {
+        return Ok(());
+    }
+    Err(Failure::usage(if !args.diff.is_empty() {
+        "--diff compares as text or json; leave --report html out"
+    } else if args.watch.is_some() {
+        "--watch shows text or json; leave --report html out, or --watch"
+    } else if args.report_file.is_none() && io::stdout().is_terminal() {
+        "--report html makes a page for a browser; add --report-file report.html"
+    } else {
+        return Ok(());
+    }))
+}
+
+/// To the file, or to standard output.
+fn tell(text: &str, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    match file {
+        None => {
+            show(text);
+        }
+        Some(path) => fs::write(path, text).map_err(|error| {
+            let shown = path.display();
+            Failure::new(73, format!("cannot write the report to {shown} ({error}); choose another --report-file"))
+        })?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Until the instance ends, or nobody reads any more.
-async fn watch(client: &Client, every: Duration, form: Form) -> Result<(), Failure> {
+async fn watch(client: &Client, every: Duration, args: &Args) -> Result<(), Failure> {
     let mut ticks = tokio::time::interval(every);
     let mut seen = false;
     loop {
@@ -82,19 +124,19 @@ async fn watch(client: &Client, every: Duration, form: Form) -> Result<(), Failu
         };
         seen = true;
         // On a terminal the new one takes the old one's place.
-        let clear = if io::stdout().is_terminal() && form == Form::Text { "\x1b[2J\x1b[H" } else { "" };
-        if !show(&format!("{clear}{}", render(&report, form))) {
+        let clear = if io::stdout().is_terminal() && args.report == Form::Text { "\x1b[2J\x1b[H" } else { "" };
+        if !show(&format!("{clear}{}", render(&report, args))) {
             return Ok(());
         }
     }
 }
 
-fn render(report: &Report, form: Form) -> String {
-    let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    match form {
-        Form::Text => report::text(report, columns(io::stdout()), color),
-        Form::Json => report::json(report),
+fn render(report: &Report, args: &Args) -> String {
+    if args.report_file.is_some() {
+        return args.report.render(report, None, DEFAULT_WIDTH, false);
     }
+    let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    args.report.render(report, None, columns(io::stdout()), color)
 }
 
 /// False if nobody reads any more.

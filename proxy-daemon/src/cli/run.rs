@@ -94,7 +94,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 
     let runtime = runtime()?;
     let job = Job { args, checked, events, who, environment, cwd, program, authority };
-    let (options, outcome, finished, mut notes, scene) = runtime.block_on(job.serve(signals))?;
+    let (options, outcome, mut finished, mut notes, scene) = runtime.block_on(job.serve(signals))?;
 
     let left = scene.left_behind();
     if !left.is_empty() {
@@ -102,8 +102,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     }
     let verdicts = hold(&assertions, &finished, &outcome.command, junit);
     let holds = verdicts.iter().all(|verdict| verdict.holds);
+    let timeline = finished.timeline.take();
     let report = report_of(&options, finished, verdicts, Some(outcome.command), notes);
-    output.write(&report, &options);
+    output.write(&report, timeline.as_ref(), &options);
     scene.clear();
     Ok(ExitCode::from(match outcome.code {
         0 if !holds => ASSERTION_FAILED,
@@ -213,6 +214,7 @@ impl Job {
                 routes: checked.routes,
                 upstream: checked.upstream,
                 events,
+                timeline: options.wants_timeline(),
                 metrics: checked.metrics,
                 statsd: checked.statsd,
                 authority: Arc::new(authority),

@@ -130,20 +130,12 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
         call: attempt.link.call.0,
         attempt: attempt.link.number,
         max: attempt.link.max,
-        evidence: match attempt.link.evidence {
-            Evidence::Exact => "exact",
-            Evidence::Inferred => "inferred",
-            Evidence::Alone => "alone",
-        },
+        evidence: evidence(attempt.link.evidence),
         waited_ms: attempt.link.waited.map(|wait| ms(wait.length())),
         waited_for_rule: attempt.link.waited.is_some_and(|wait| wait.injected),
         service: attempt.operation.service.as_deref(),
         operation: attempt.operation.name.as_deref(),
-        protocol: match attempt.protocol {
-            Protocol::Http10 => "http/1.0",
-            Protocol::Http11 => "http/1.1",
-            Protocol::Http2 => "h2",
-        },
+        protocol: protocol(attempt.protocol),
         method: &attempt.request.method,
         url: redacted(&attempt.request.url()),
         status: response.map(|response| response.status),
@@ -161,6 +153,22 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
     };
     // A struct of strings and numbers always serialises.
     serde_json::to_string(&event).unwrap_or_default()
+}
+
+pub(super) fn evidence(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::Exact => "exact",
+        Evidence::Inferred => "inferred",
+        Evidence::Alone => "alone",
+    }
+}
+
+pub(super) fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http10 => "http/1.0",
+        Protocol::Http11 => "http/1.1",
+        Protocol::Http2 => "h2",
+    }
 }
 
 /// Query keys whose values sign a request or let somebody in, in lower case.

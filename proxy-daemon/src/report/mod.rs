@@ -2,15 +2,17 @@
 //!
 //! In: a [`Snapshot`] and what only the instance knows ([`Meta`]). Out: a
 //! [`Report`], which is also the JSON document (`schema-1.json` describes
-//! it), and [`text`], the same for a person. Both come out equal for equal
-//! input: order is fixed here, nothing reads a clock.
+//! it), [`text`], the same for a person, and [`html`], a page. All come out
+//! equal for equal input: order is fixed here, nothing reads a clock.
 pub mod assert;
 mod build;
 pub mod diff;
 pub mod events;
+mod html;
 pub mod metrics;
 pub mod statsd;
 mod text;
+pub mod timeline;
 pub mod trial;
 pub(crate) mod words;
 
@@ -20,8 +22,10 @@ mod tests;
 use std::{collections::BTreeMap, time::SystemTime};
 
 pub use build::build;
+pub use html::html;
 use serde::{Deserialize, Serialize};
 pub use text::text;
+pub use timeline::Timeline;
 
 /// The version of the document's shape. Fields are added under the same
 /// version, never renamed or given another meaning.

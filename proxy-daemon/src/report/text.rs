@@ -203,6 +203,26 @@ impl Page {
     }
 }
 
+/// What is said of a process, its verdict first.
+pub(super) fn said(process: &ProcessEntry) -> Vec<String> {
+    let apart = apart(process.connections.tunnelled, process.connections.refused);
+    std::iter::once(verdict(process))
+        .chain(findings(process).into_iter().map(|(_, sentence)| sentence))
+        .chain(apart.filter(|_| process.counts.attempts > 0))
+        .collect()
+}
+
+/// What is said of all processes together.
+pub(super) fn said_of_all(report: &Report) -> Vec<String> {
+    let first = match report.totals.processes {
+        0 => Some(nothing_seen(report)),
+        1 => None,
+        _ => Some(whole(report)),
+    };
+    let totals = &report.totals.counts;
+    first.into_iter().chain((totals.retries > 0).then(|| evidence(totals))).collect()
+}
+
 /// What one process's numbers come to.
 fn verdict(process: &ProcessEntry) -> String {
     let who = format!("{} ({})", fit(&plain(&process.command), MAX_COMMAND), process.pid);
