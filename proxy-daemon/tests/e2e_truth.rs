@@ -5,7 +5,13 @@ mod common;
 
 use std::ffi::OsString;
 
-use common::{Outcome, Run, Running, SOON, TestCa, Upstream, ca::Leaf, clients, own_address, report::number};
+use common::{
+    Outcome, Run, Running, SOON, TestCa, Upstream,
+    ca::Leaf,
+    clients, own_address,
+    report::number,
+    servers::{AWS, Moto},
+};
 
 const API: &str = "api.example.com";
 const NAMES: [&str; 7] = [
@@ -83,6 +89,31 @@ fn node_without_signals() {
     for client in ["axios_retry", "got"] {
         let command = words![clients::node(), clients::script("truth.mjs"), clients::node_modules(), client];
         truth.check(&[TWICE_503], command, Inference);
+    }
+}
+
+/// Every way to fail, in every mode.
+#[test]
+fn boto3_in_every_mode() {
+    let moto = Moto::shared();
+    for mode in ["legacy", "standard", "adaptive"] {
+        for (fault, class, origin) in [
+            ("s3-slowdown", "throttled", "injected"),
+            ("500 in request", "server_error", "injected"),
+            ("reset", "connection", "injected"),
+            ("stall", "timeout", "injected"),
+        ] {
+            let rule = format!("~op ListBuckets & ~attempt ..2 => {fault}");
+            let run = AWS
+                .iter()
+                .fold(Run::new().upstream_ca(&moto.ca.pem()).rule(&rule), |run, name| run.map_host(name, moto.address));
+            let outcome = run.go(words![clients::python(), clients::script("truth.py"), "boto3_list", mode]).ok();
+            assert_eq!(outcome.json()["sent"], 3, "{mode} {fault}: {}", outcome.finished);
+            agrees(&outcome, 3, Signal);
+            let report = outcome.report();
+            let process = report.processes().first().expect("a process");
+            assert_eq!(number(&process["classes"][class], origin), 2, "{mode} {fault}: {report}");
+        }
     }
 }
 

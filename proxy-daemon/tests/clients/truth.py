@@ -165,5 +165,22 @@ def grpc_late():
         count()
 
 
+def boto3_list():
+    """With the retry mode that is the second argument."""
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3",
+        region_name="eu-west-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        config=Config(retries={"mode": sys.argv[2]}, read_timeout=1),
+    )
+    client.meta.events.register_first("before-send.s3", count)
+    answer = client.list_buckets()
+    assert answer["ResponseMetadata"]["RetryAttempts"] == sent - 1, answer
+
+
 globals()[sys.argv[1]]()
 print(json.dumps({"sent": sent}))
