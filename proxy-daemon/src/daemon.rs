@@ -31,6 +31,7 @@ use crate::{
     report::{
         Timeline,
         events::{self, Start, Written},
+        otlp::{self, Otlp},
         statsd, timeline,
     },
     retry::{Ledger, Limits, Snapshot},
@@ -65,6 +66,8 @@ pub struct Settings {
     pub events: Option<File>,
     /// Where a line for each retry is sent.
     pub statsd: Option<SocketAddr>,
+    /// Where metrics and traces are pushed.
+    pub otlp: Option<otlp::Settings>,
     /// Keep the latest attempts for the report.
     pub timeline: bool,
     /// Where metrics are served.
@@ -143,6 +146,7 @@ pub struct Instance {
     control: Option<control::Server>,
     metrics: Option<control::MetricsServer>,
     statsd: Option<std::thread::JoinHandle<()>>,
+    otlp: Option<Otlp>,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -183,6 +187,7 @@ impl Instance {
         });
         let statsd = settings.statsd.map(|to| statsd::send(to, proxy.account.feed.subscribe(statsd::ROOM)));
         let statsd = statsd.transpose().map_err(StartError::Listen)?;
+        let otlp = settings.otlp.map(|settings| Otlp::start(settings, &proxy.account, &proxy.gate));
         let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
@@ -221,6 +226,7 @@ impl Instance {
             control,
             metrics,
             statsd,
+            otlp,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -309,6 +315,9 @@ impl Instance {
         let events = joined(self.events.take()).await;
         let timeline = joined(self.timeline.take()).await;
         joined(self.statsd.take()).await;
+        if let Some(otlp) = self.otlp.take() {
+            otlp.finish().await;
+        }
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         Finished {

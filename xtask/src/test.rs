@@ -42,6 +42,9 @@ const SDKS: &[&str] = &[
     "grpcio==1.76.0",
 ];
 
+/// What receives OTLP.
+const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
+
 /// The AWS SDK for JavaScript, and clients that retry, for Node.
 const NODE_CLIENTS: &[&str] = &[
     "@aws-sdk/client-s3@3.1173.0",
@@ -106,6 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let clients = venv::python("clients", CLIENTS)?;
     let old_clients = venv::python("clients-old", OLD_CLIENTS)?;
     let sdks = venv::python("sdks", SDKS)?;
+    let otlp = venv::python("otlp", OTLP)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
@@ -119,6 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("RETRYSCOPE_TEST_VENV", clients),
         ("RETRYSCOPE_TEST_OLD_VENV", old_clients),
         ("RETRYSCOPE_TEST_SDK_VENV", sdks),
+        ("RETRYSCOPE_TEST_OTLP_VENV", otlp),
     ] {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);

@@ -97,6 +97,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         timeline: args.options.wants_timeline(),
         metrics: checked.metrics,
         statsd: checked.statsd,
+        otlp: checked.otlp,
         authority: Arc::new(authority),
     };
     let mut finished = runtime.block_on(async {

@@ -9,6 +9,7 @@ mod attach;
 mod ca;
 mod doctor;
 mod options;
+mod otlp;
 mod output;
 mod report;
 mod rules;

@@ -99,6 +99,9 @@ pub(super) struct Options {
     #[arg(long, value_name = "HOST:PORT")]
     statsd: Option<String>,
 
+    #[command(flatten)]
+    otlp: super::otlp::Otlp,
+
     /// Fail unless this holds of the run: 'METRIC{LABEL=GLOB} <= VALUE'
     ///
     /// Examples: 'retries <= 0', 'p99(backoff) < 5s',
@@ -146,6 +149,7 @@ pub(super) struct Checked {
     pub(super) assertions: Vec<Assertion>,
     pub(super) metrics: Option<TcpListener>,
     pub(super) statsd: Option<SocketAddr>,
+    pub(super) otlp: Option<report::otlp::Settings>,
 }
 
 impl Options {
@@ -182,7 +186,8 @@ impl Options {
         };
         let metrics = self.metrics.map(listen).transpose()?;
         let statsd = self.statsd.as_deref().map(resolve).transpose()?;
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd })
+        let otlp = self.otlp.check(&upstream)?;
+        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd, otlp })
     }
 
     /// The latest attempts have to be kept for the report.

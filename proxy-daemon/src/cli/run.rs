@@ -217,6 +217,7 @@ impl Job {
                 timeline: options.wants_timeline(),
                 metrics: checked.metrics,
                 statsd: checked.statsd,
+                otlp: checked.otlp,
                 authority: Arc::new(authority),
             };
             let instance = Instance::start(settings, redirect)?;

@@ -35,7 +35,7 @@ use tokio::{
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
 pub use route::{Mapping, RouteError, Routes};
-pub use socket::Gate;
+pub use socket::{Gate, connect};
 
 use crate::{
     process::ProcessTable,

@@ -16,11 +16,11 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
     fn exempt(&self, socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
 }
 
-/// Connects to an upstream, past the redirect.
+/// Connects past the redirect: to an upstream, or to where traces go.
 ///
 /// # Errors
 /// As `connect(2)`: the failure is the upstream's, to be mirrored.
-pub(super) async fn connect(gate: &Arc<dyn Gate>, to: SocketAddr) -> io::Result<TcpStream> {
+pub async fn connect(gate: &Arc<dyn Gate>, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     gate.exempt(socket.as_fd())?;
     let stream = socket.connect(to).await?;

@@ -241,14 +241,19 @@ pub struct Metrics {
 impl Metrics {
     /// The text of one scrape.
     pub fn scrape(&mut self, snapshot: &Snapshot, rules: &[RuleStatus]) -> String {
+        let mut text = Vec::new();
+        // Into memory nothing fails but a family without rows, and none is.
+        let _ = TextEncoder::new().encode(&self.collect(snapshot, rules), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Every family that has rows.
+    pub fn collect(&mut self, snapshot: &Snapshot, rules: &[RuleStatus]) -> Vec<MetricFamily> {
         self.take(snapshot);
         let mut families = self.families();
         families.extend(self.extras(snapshot, rules));
-        let mut text = Vec::new();
-        // Into memory nothing fails but a family without rows, and none is.
-        let families: Vec<_> = families.into_iter().filter(|family| !family.get_metric().is_empty()).collect();
-        let _ = TextEncoder::new().encode(&families, &mut text);
-        String::from_utf8_lossy(&text).into_owned()
+        families.retain(|family| !family.get_metric().is_empty());
+        families
     }
 
     fn take(&mut self, snapshot: &Snapshot) {

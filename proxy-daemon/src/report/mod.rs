@@ -10,6 +10,7 @@ pub mod diff;
 pub mod events;
 mod html;
 pub mod metrics;
+pub mod otlp;
 pub mod statsd;
 mod text;
 pub mod timeline;

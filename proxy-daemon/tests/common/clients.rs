@@ -18,6 +18,7 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 const CLIENTS: &[&str] =
     &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
 const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
+const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
 
 /// Fails unless the tests run as root, which cgroups and BPF need.
 #[track_caller]
@@ -99,6 +100,12 @@ pub fn node_modules() -> PathBuf {
         folder.display()
     );
     folder
+}
+
+/// Python with OpenTelemetry's own message types.
+#[track_caller]
+pub fn otlp_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
 }
 
 /// A script of `tests/clients`.

@@ -21,6 +21,7 @@
 pub mod ca;
 pub mod cgroup;
 pub mod clients;
+pub mod lingering;
 pub mod process;
 pub mod report;
 pub mod run;
