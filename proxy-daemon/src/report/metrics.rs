@@ -18,8 +18,7 @@ use prometheus::{
 };
 
 use crate::{
-    flow::Moment,
-    process::{ProcessKey, container, unit},
+    process::{container, unit},
     retry::{Class, OperationName, ProcessShare, Snapshot, Tally},
     rules::RuleStatus,
 };
@@ -219,9 +218,9 @@ fn raise(to: &mut f64, value: f64) {
     *to = to.max(value);
 }
 
-/// A process as it was entered in the ledger: it may have been folded and
-/// entered anew.
-type Entry = (ProcessKey, Moment);
+/// The serial of a process as it was entered in the ledger: it may have been
+/// folded and entered anew.
+type Entry = u64;
 
 /// What was told so far.
 #[derive(Debug, Default)]
@@ -264,7 +263,7 @@ impl Metrics {
         for share in &snapshot.processes {
             let owner = owner(share);
             *self.given_up.entry(owner.clone()).or_default() += share.tally.give_ups as f64;
-            let key = (share.process.key, share.first);
+            let key = share.serial;
             let now = Whole::of(share);
             let mut grown = now;
             grown.each(&self.seen_wholes.get(&key).copied().unwrap_or_default(), subtract);
@@ -479,8 +478,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        flow,
-        process::{Facts, Process},
+        flow::{self, Moment},
+        process::{Facts, Process, ProcessKey},
         retry::{CallKey, Family as ClientFamily, Hint, Ledger, Limits, Signal},
     };
 
@@ -524,6 +523,26 @@ mod tests {
 
     fn sum(text: &str, name: &str) -> f64 {
         values(text).iter().filter(|(key, _)| key.starts_with(&format!("{name}{{"))).map(|(_, value)| value).sum()
+    }
+
+    /// An attempt is entered once it has ended; it may have begun before all
+    /// else of its process.
+    #[test]
+    fn a_process_that_turns_out_to_have_begun_earlier_is_the_same() {
+        let mut ledger = Ledger::new(Limits::default(), Moment(0));
+        let mut metrics = Metrics::default();
+        let process = Arc::new(Process::new(ProcessKey { pid: 1, start_ticks: 1 }, 1, 0, Facts::default()));
+        let mut enter = |started, ended| {
+            let mut attempt = flow::filter::tests::attempt();
+            attempt.process = Arc::clone(&process);
+            attempt.link = ledger.begin(&process, &Hint::default(), "", started);
+            (attempt.started, attempt.ended) = (started, Some(ended));
+            ledger.finish(&attempt);
+            metrics.scrape(&ledger.snapshot(ended), &[])
+        };
+        enter(Moment(10), Moment(20));
+        let text = enter(Moment(5), Moment(30));
+        assert_eq!((sum(&text, "retryscope_calls_total"), sum(&text, "retryscope_processes_total")), (2.0, 1.0));
     }
 
     #[test]

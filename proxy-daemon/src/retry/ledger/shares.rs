@@ -161,6 +161,7 @@ impl Share {
     pub(super) fn report(&self, now: Moment) -> ProcessShare {
         ProcessShare {
             process: Arc::clone(&self.process),
+            serial: self.serial,
             first: self.first,
             until: self.exited.unwrap_or(now).max(self.last),
             exited: self.exited.is_some(),

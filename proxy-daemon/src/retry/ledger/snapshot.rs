@@ -77,6 +77,9 @@ pub struct RuleWait {
 #[derive(Clone, Debug)]
 pub struct ProcessShare {
     pub process: Arc<Process>,
+    /// Tells this row from an earlier one of the same process, which was
+    /// folded. Never used twice.
+    pub serial: u64,
     /// Its first connection or attempt.
     pub first: Moment,
     /// Its exit, or the moment of the snapshot.
