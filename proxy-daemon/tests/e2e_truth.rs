@@ -118,6 +118,21 @@ fn boto3_in_every_mode() {
 }
 
 #[test]
+fn aws_sdk_for_javascript() {
+    let moto = Moto::shared();
+    for fault in ["s3-slowdown", "500 in request", "429 in response", "reset"] {
+        let rule = format!("~op ListBuckets & ~attempt ..2 => {fault}");
+        let run = AWS
+            .iter()
+            .fold(Run::new().upstream_ca(&moto.ca.pem()).rule(&rule), |run, name| run.map_host(name, moto.address));
+        let command = words![clients::node(), clients::script("truth.mjs"), clients::node_modules(), "aws_sdk"];
+        let outcome = run.go(command).ok();
+        assert_eq!(outcome.json()["sent"], 3, "{fault}: {}", outcome.finished);
+        agrees(&outcome, 3, Signal);
+    }
+}
+
+#[test]
 fn stainless_sdks() {
     let truth = Truth::new();
     let chat = r#"~all => 200 set "content-type: application/json" body '{"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}]}' in request"#;

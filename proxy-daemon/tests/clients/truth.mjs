@@ -1,5 +1,6 @@
 // One call of a client that retries, and how often it asked:
 // truth.mjs FOLDER CLIENT, where FOLDER holds node_modules.
+import { createRequire } from 'node:module';
 import { join } from 'node:path';
 
 const [folder, client] = process.argv.slice(2);
@@ -12,6 +13,12 @@ const clients = {
     axiosRetry(axios, { retries: 4, retryDelay: (count) => 200 * count });
     axios.interceptors.request.use((config) => (sent++, config));
     await axios.get('https://api.example.com/status/200');
+  },
+  async aws_sdk() {
+    const { S3Client, ListBucketsCommand } = createRequire(join(folder, 'package.json'))('@aws-sdk/client-s3');
+    const credentials = { accessKeyId: 'AKIDEXAMPLE', secretAccessKey: 'secret' };
+    const client = new S3Client({ region: 'eu-west-1', credentials });
+    sent = (await client.send(new ListBucketsCommand({}))).$metadata.attempts;
   },
   async got() {
     const got = await from('got/dist/source/index.js');
