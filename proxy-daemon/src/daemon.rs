@@ -26,7 +26,7 @@ use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{Account, Counted, Gate, Proxy, Routes},
+    proxy::{Account, Counted, Gate, Learned, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
     report::{
         Timeline,
@@ -61,6 +61,8 @@ pub struct Settings {
     /// The command that is run, if one is.
     pub command: Option<String>,
     pub routes: Routes,
+    /// A client that refuses the certificate fails each time.
+    pub strict: bool,
     pub upstream: Upstream,
     /// Where every attempt is written as it ends.
     pub events: Option<File>,
@@ -178,6 +180,7 @@ impl Instance {
             servers,
             upstream: settings.upstream,
             routes: settings.routes,
+            learned: Learned::new(settings.strict),
             counters: crate::proxy::Counters::default(),
         });
         let events = settings.events.map(|file| {

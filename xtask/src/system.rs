@@ -173,7 +173,9 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     step(&format!("Installing {}", packages.join(", ")));
     let apt = |arguments: &[&str]| {
         let mut command = privileged("env")?;
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).args(arguments).stdin(Stdio::null());
+        // Another installation under way is waited for.
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]);
+        command.args(arguments).stdin(Stdio::null());
         run(command.stdout(Stdio::null()))
     };
     // A fresh machine has no package lists, an old one stale lists.

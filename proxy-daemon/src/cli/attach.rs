@@ -92,6 +92,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         target: shown.clone(),
         command: None,
         routes: checked.routes,
+        strict: args.options.strict,
         upstream: checked.upstream,
         events,
         timeline: args.options.wants_timeline(),

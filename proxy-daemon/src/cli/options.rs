@@ -75,6 +75,13 @@ pub(super) struct Options {
     #[arg(long, value_name = "PATTERN")]
     passthrough: Vec<String>,
 
+    /// Never leave a client alone that refuses retryscope's certificate: it fails each time
+    ///
+    /// Without this such a client's next connections to the host are passed
+    /// on unread, so that it works; the report names it.
+    #[arg(long)]
+    pub(super) strict: bool,
+
     /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it
     #[arg(long)]
     pub(super) allow_quic: bool,

@@ -212,6 +212,7 @@ impl Job {
                 target: shown.clone(),
                 command: Some(shown),
                 routes: checked.routes,
+                strict: options.strict,
                 upstream: checked.upstream,
                 events,
                 timeline: options.wants_timeline(),

@@ -179,6 +179,7 @@ impl Controlled {
                 rules: account.rules.list().into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
                 redirect: serde_json::Value::Null,
                 assertions: Vec::new(),
+                differences: Vec::new(),
                 notes,
             },
         )

@@ -7,6 +7,7 @@
 mod cgroups;
 pub mod janitor;
 pub mod launch;
+mod program;
 mod table;
 
 use std::{
@@ -19,6 +20,7 @@ use serde::Serialize;
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub use cgroups::{container, unit};
+pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
 
 /// Lets the runtime wait for a descriptor to turn readable.

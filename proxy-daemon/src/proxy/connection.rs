@@ -1,5 +1,6 @@
 //! One redirected connection, from its accept to its end.
 use std::{
+    ffi::OsStr,
     io,
     net::SocketAddr,
     os::fd::AsFd,
@@ -10,23 +11,25 @@ use std::{
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::watch,
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{client::TlsStream as UpstreamStream, server::TlsStream};
 
 use super::{
     Proxy,
     exchange::{self, Peer},
     failure,
     h1::{self, End},
-    h2, socket, tunnel,
+    h2,
+    learned::{AT_ONCE, Reaction},
+    socket, tunnel,
 };
 use crate::{
     flow::{Failure, Moment},
-    process::Process,
-    retry::{ConnectionKind, Problem},
+    process::{self, Process},
+    retry::{ConnectionKind, Passed, Problem},
     tls::{self, Hello, hello},
 };
 
@@ -35,6 +38,12 @@ use crate::{
 const SILENCE: Duration = Duration::from_millis(250);
 /// How long the goodbyes of a finished connection may take to be sent.
 const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Why names are left alone that the user has named, or not named.
+const PASSED_BY: &str = "--passthrough or --intercept says so";
+const REFUSED_BY_CLIENT: &str = "the client refused the certificate";
+/// Why a client is left alone that will not trust us.
+const LEARNED: &str = "the client refuses retryscope's certificate for it";
 
 /// What a connection turned out to be.
 enum Class {
@@ -65,7 +74,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
     };
     match class {
         Class::Gone => {}
-        Class::Opaque => visit.tunnel(client, None, &first, early, "not TLS").await,
+        Class::Opaque => visit.tunnel(client, None, &first, early, "it is not TLS").await,
         Class::Hello(hello) => visit.greeted(client, *hello, &first, early, drain).await,
     }
 }
@@ -165,14 +174,17 @@ impl Visit<'_> {
         let sni = hello.client.server_name.clone();
         let name: Arc<str> = sni.as_deref().map_or_else(|| self.origin.ip().to_string().into(), Arc::from);
         if !proxy.routes.intercepts(&name) {
-            return self.tunnel(client, sni.as_deref(), first, early, "left alone as asked").await;
+            return self.tunnel(client, sni.as_deref(), first, early, PASSED_BY).await;
+        }
+        if proxy.learned.leaves_alone(&self.process, &name, self.accepted) {
+            return self.tunnel(client, sni.as_deref(), first, early, LEARNED).await;
         }
         if !hello.client.alpn.is_empty() && tls::upstream::spoken(&hello.client.alpn).is_empty() {
-            return self.tunnel(client, sni.as_deref(), first, early, "speaks a protocol other than HTTP").await;
+            return self.tunnel(client, sni.as_deref(), first, early, "it speaks a protocol other than HTTP").await;
         }
         let authority = proxy.leaves.authority();
         if !sni.as_deref().map_or_else(|| authority.permits_addresses(), |sni| authority.permits(sni)) {
-            return self.tunnel(client, sni.as_deref(), first, early, "outside the authority's domains").await;
+            return self.tunnel(client, sni.as_deref(), first, early, "it is outside the authority's domains").await;
         }
 
         // The upstream first: what it is, the client is to meet.
@@ -193,7 +205,7 @@ impl Visit<'_> {
         let server_name = match sni.as_deref().map(|sni| ServerName::try_from(sni.to_owned())) {
             Some(Ok(name)) => name,
             Some(Err(_)) => {
-                return self.tunnel(client, None, first, Some(upstream), "asks for a name that is none").await;
+                return self.tunnel(client, None, first, Some(upstream), "it asks for a name that is none").await;
             }
             None => ServerName::from(self.origin.ip()),
         };
@@ -205,6 +217,15 @@ impl Visit<'_> {
             Ok(upstream) => upstream,
             Err(error) => return self.insecure(client, &name, &error).await,
         };
+        // What it was told in the meantime, on another connection, counts too.
+        if proxy.learned.leaves_alone(&self.process, &name, self.accepted) {
+            drop(upstream);
+            return self.tunnel(client, sni.as_deref(), first, None, LEARNED).await;
+        }
+        // Once it has refused it may be gone.
+        let environment =
+            proxy.learned.doubts(&self.process, &name).then(|| process::environment(self.process.key)).flatten();
+        let shown = proxy.account.clock.now();
         let (alpn, certificate) = {
             let (_, session) = upstream.get_ref();
             (
@@ -225,18 +246,28 @@ impl Visit<'_> {
         let accepted = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.refused(
-                    "no certificate could be made",
-                    &name,
-                    format!("no certificate could be made for {name}: {error}"),
-                );
+                self.refused(Problem {
+                    kind: "no certificate could be made",
+                    name: name.to_string(),
+                    hint: format!("no certificate could be made for {name}: {error}"),
+                    differs: Some("the client was cut off in its handshake"),
+                });
                 return;
             }
         };
         let mut client = match accepted.await {
             Ok(client) => client,
-            Err(error) => return self.distrusted(&name, &error),
+            Err(error) => return self.distrusted(&name, &error, shown, environment.as_ref()),
         };
+        drop(environment);
+        let shown = proxy.account.clock.now();
+        match self.first_word(&mut client, &mut upstream).await {
+            Word::Spoken => {
+                proxy.learned.learn(&self.process, &name, Reaction::Trusts, shown);
+            }
+            Word::Left if proxy.account.clock.now().since(shown) < AT_ONCE => self.left_in_silence(&name, shown),
+            Word::Left | Word::Other => {}
+        }
         proxy.account.ledger().connection(&self.process, ConnectionKind::Intercepted, proxy.account.clock.now());
 
         let peer = Peer {
@@ -283,9 +314,12 @@ impl Visit<'_> {
             Err(error) => return self.unreachable(&client, to, &error),
         };
         let account = &self.proxy.account;
-        account.ledger().connection(&self.process, ConnectionKind::Tunnelled, account.clock.now());
+        let name = name.map_or_else(|| self.origin.to_string(), str::to_owned);
+        let began = account.clock.now();
+        account.ledger().tunnel(&self.process, &name, why, began);
         tracing::debug!(pid = self.process.key.pid, name, origin = %self.origin, why, "tunnelled");
-        if tunnel::run(&mut client, &mut upstream, first).await == End::Reset {
+        let count = Tunnelled { visit: self, name: &name, why, began, count: tunnel::Count::default() };
+        if tunnel::run(&mut client, &mut upstream, first, &count.count).await == End::Reset {
             failure::reset_on_close(&client);
             failure::reset_on_close(&upstream);
         }
@@ -300,14 +334,37 @@ impl Visit<'_> {
         }
     }
 
+    /// Waits for the client's first word after its handshake, or for whatever
+    /// ends that wait; nothing is consumed.
+    async fn first_word(&self, client: &mut TlsStream<TcpStream>, upstream: &mut UpstreamStream<TcpStream>) -> Word {
+        // The upstream may speak first where HTTP/2 is spoken, and that says
+        // nothing of the client.
+        let waits = upstream.get_ref().1.alpn_protocol() != Some(b"h2");
+        tokio::select! {
+            biased;
+            word = client.fill_buf() => match word {
+                Ok(word) if !word.is_empty() => Word::Spoken,
+                Ok(_) | Err(_) => Word::Left,
+            },
+            word = upstream.fill_buf() => match word {
+                Ok(word) if !word.is_empty() && !waits => match client.fill_buf().await {
+                    Ok(word) if !word.is_empty() => Word::Spoken,
+                    Ok(_) | Err(_) => Word::Left,
+                },
+                Ok(_) | Err(_) => Word::Other,
+            },
+        }
+    }
+
     /// The client left while its upstream kept us waiting.
     fn impatient(&self, name: &str) {
         self.unmade(name, Failure::Cancelled);
-        self.refused(
-            "the client left before the upstream had answered",
-            name,
-            format!("{name} did not complete its TLS handshake in the time that the client grants."),
-        );
+        self.refused(Problem {
+            kind: "the client left before the upstream had answered",
+            name: name.to_owned(),
+            hint: format!("{name} did not complete its TLS handshake in the time that the client grants."),
+            differs: None,
+        });
     }
 
     /// The client's attempt ends before its request.
@@ -326,14 +383,23 @@ impl Visit<'_> {
     /// There is no upstream: neither is there for the client.
     fn unreachable(&self, client: &TcpStream, to: SocketAddr, error: &io::Error) {
         let name = to.to_string();
-        if failure::is_exhaustion(error) {
-            let hint = format!(
-                "No connection to {name} could be made: {error}. Raise retryscope's limit of open files (`ulimit -n`)."
-            );
-            self.refused("retryscope ran out of resources", &name, hint);
+        let (kind, hint, differs) = if failure::is_exhaustion(error) {
+            (
+                "retryscope ran out of resources",
+                format!(
+                    "No connection to {name} could be made: {error}. Raise retryscope's limit of open files (`ulimit -n`)."
+                ),
+                "the client's connection was reset for want of retryscope's own resources",
+            )
         } else {
-            self.refused("the upstream could not be reached", &name, format!("connecting to {name} failed: {error}"));
-        }
+            (
+                "the upstream could not be reached",
+                format!("connecting to {name} failed: {error}"),
+                "the client's connect() succeeded and its connection was then reset, where directly connect() itself \
+                 would have failed",
+            )
+        };
+        self.refused(Problem { kind, name, hint, differs: Some(differs) });
         failure::reset_on_close(client);
     }
 
@@ -341,7 +407,14 @@ impl Visit<'_> {
     /// would have raised or received itself, or the failure below TLS.
     async fn insecure(&self, mut client: TcpStream, name: &str, error: &io::Error) {
         self.unmade(name, if tls::mirror_alert(error).is_some() { Failure::Tls } else { failure::of(error) });
-        self.refused("the upstream failed its TLS handshake", name, tls::explain(error, name));
+        self.refused(Problem {
+            kind: "the upstream failed its TLS handshake",
+            name: name.to_owned(),
+            hint: tls::explain(error, name),
+            differs: tls::is_raised_here(error).then_some(
+                "the client received a TLS alert, where directly it would have judged the upstream's handshake itself",
+            ),
+        });
         match tls::mirror_alert(error) {
             Some(alert) => {
                 // Whoever is gone already needs no alert.
@@ -359,24 +432,114 @@ impl Visit<'_> {
     }
 
     /// The client refused our side of its handshake.
-    fn distrusted(&self, name: &str, error: &io::Error) {
-        let hint = match tls::refused_by_client(error) {
-            Some(reason) => format!(
-                "the client refused the certificate for {name}: {reason}; point its trust setting at the authority's certificate (`retryscope ca show` lists the settings of the common clients), or leave the host alone with `--passthrough {name}`"
-            ),
-            None => {
-                format!("the client broke off its handshake for {name} ({error}); it may not trust the certificate")
-            }
+    fn distrusted(
+        &self,
+        name: &Arc<str>,
+        error: &io::Error,
+        shown: Moment,
+        environment: Option<&process::Environment>,
+    ) {
+        let facts = self.process.facts();
+        let program = process::bare(facts.exe.as_deref().unwrap_or(&facts.comm));
+        let remedy = tls::remedy(program, name, |variable| {
+            let value = environment?.get(OsStr::new(variable));
+            Some(value.map(|value| value.to_string_lossy().into_owned()))
+        });
+        let now = self.proxy.account.clock.now();
+        let reason = tls::refused_by_client(error);
+        let reaction = match reason {
+            Some(_) => Some(Reaction::Refuses),
+            None if tls::is_broken_off(error) && now.since(shown) < AT_ONCE => Some(Reaction::BrokeOff),
+            None => None,
         };
-        self.refused("the client refused the certificate", name, hint);
+        let learned = reaction.is_some_and(|reaction| self.proxy.learned.learn(&self.process, name, reaction, now));
+        let hint = match (reason, reaction) {
+            (Some(reason), _) => format!("{reason}; {remedy}{}", self.consequence(learned)),
+            (None, Some(_)) => format!(
+                "it broke off the handshake ({error}), and may not trust the certificate; {remedy}{}",
+                self.consequence(learned)
+            ),
+            (None, None) => format!("the handshake failed ({error}); `--passthrough {name}` leaves the host alone"),
+        };
+        self.refused(Problem {
+            kind: REFUSED_BY_CLIENT,
+            name: name.to_string(),
+            hint,
+            differs: Some("the client failed its handshake, which it would not have done directly"),
+        });
     }
 
-    fn refused(&self, kind: &'static str, name: &str, hint: String) {
-        tracing::debug!(pid = self.process.key.pid, kind, hint, "refused");
+    /// The client completed its handshake and left at once, as one does that
+    /// compares the certificate with one it knows.
+    fn left_in_silence(&self, name: &Arc<str>, shown: Moment) {
+        if !self.proxy.learned.doubts(&self.process, name) {
+            return;
+        }
+        let learned = self.proxy.learned.learn(&self.process, name, Reaction::Refuses, shown);
+        let hint = format!(
+            "it left right after the handshake without a request, as a client does that pins its server's certificate \
+             or key: nothing outside of it can change that; `--passthrough {name}` leaves the host alone from the \
+             start{}",
+            self.consequence(learned)
+        );
+        self.refused_only(Problem {
+            kind: REFUSED_BY_CLIENT,
+            name: name.to_string(),
+            hint,
+            differs: Some("the client left right after its handshake, which it might not have done directly"),
+        });
+    }
+
+    fn consequence(&self, learned: bool) -> &'static str {
+        if learned {
+            ". From its next connection on it is left alone, unread"
+        } else if self.proxy.learned.is_strict() {
+            ". With --strict it fails each time"
+        } else {
+            ""
+        }
+    }
+
+    fn refused(&self, problem: Problem) {
         let account = &self.proxy.account;
-        let now = account.clock.now();
-        let mut ledger = account.ledger();
-        ledger.connection(&self.process, ConnectionKind::Refused, now);
-        ledger.problem(&self.process, Problem { kind, name: name.to_owned(), hint }, now);
+        account.ledger().connection(&self.process, ConnectionKind::Refused, account.clock.now());
+        self.refused_only(problem);
+    }
+
+    /// Tells of a connection that is counted elsewhere.
+    fn refused_only(&self, problem: Problem) {
+        tracing::debug!(pid = self.process.key.pid, kind = problem.kind, hint = problem.hint, "refused");
+        let account = &self.proxy.account;
+        account.ledger().problem(&self.process, problem, account.clock.now());
+    }
+}
+
+/// What a client did after its handshake.
+enum Word {
+    Spoken,
+    /// It ended its side, or lost it, without a word.
+    Left,
+    /// The upstream spoke or ended first.
+    Other,
+}
+
+/// A tunnel under way: what passed is told when it ends, however it ends.
+struct Tunnelled<'a> {
+    visit: &'a Visit<'a>,
+    name: &'a str,
+    why: &'static str,
+    began: Moment,
+    count: tunnel::Count,
+}
+
+impl Drop for Tunnelled<'_> {
+    fn drop(&mut self) {
+        let account = &self.visit.proxy.account;
+        let passed = Passed {
+            sent: self.count.sent.load(Ordering::Relaxed),
+            received: self.count.received.load(Ordering::Relaxed),
+            open: account.clock.now().since(self.began),
+        };
+        account.ledger().passed(&self.visit.process, self.name, self.why, passed);
     }
 }

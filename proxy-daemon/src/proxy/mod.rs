@@ -12,6 +12,7 @@ mod failure;
 mod feed;
 mod h1;
 mod h2;
+mod learned;
 mod route;
 mod socket;
 mod tunnel;
@@ -34,6 +35,7 @@ use tokio::{
 
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
+pub use learned::Learned;
 pub use route::{Mapping, RouteError, Routes};
 pub use socket::{Gate, connect};
 
@@ -56,6 +58,7 @@ pub struct Proxy {
     pub servers: Servers,
     pub upstream: Upstream,
     pub routes: Routes,
+    pub learned: Learned,
     pub counters: Counters,
 }
 

@@ -1,19 +1,70 @@
-//! Bytes passed untouched, both ways, until both sides have ended.
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+//! Bytes passed untouched, both ways, until both sides have ended; counted as
+//! they pass.
+use std::{
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{failure, h1::End};
 use crate::flow::Failure;
 
+/// How many bytes have come from each side so far.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+}
+
 /// Sends `first` (what was read while classifying) and then whatever comes.
 /// Half-closes pass as such; a failure of one side is the other's reset.
-pub(super) async fn run(client: &mut TcpStream, upstream: &mut TcpStream, first: &[u8]) -> End {
+pub(super) async fn run(client: &mut TcpStream, upstream: &mut TcpStream, first: &[u8], count: &Count) -> End {
     let passed = async {
         upstream.write_all(first).await?;
-        tokio::io::copy_bidirectional(client, upstream).await
+        count.sent.fetch_add(first.len() as u64, Ordering::Relaxed);
+        let mut client = Counted { stream: client, read: &count.sent };
+        let mut upstream = Counted { stream: upstream, read: &count.received };
+        tokio::io::copy_bidirectional(&mut client, &mut upstream).await
     };
     match passed.await {
         Ok(_) => End::Closed,
         Err(error) if failure::of(&error) == Failure::Closed => End::Cut,
         Err(_) => End::Reset,
+    }
+}
+
+/// A socket whose reads are counted.
+struct Counted<'a> {
+    stream: &'a mut TcpStream,
+    read: &'a AtomicU64,
+}
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut *this.stream).poll_read(context, buffer);
+        this.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted<'_> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().stream).poll_shutdown(context)
     }
 }

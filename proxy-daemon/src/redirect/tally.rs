@@ -69,16 +69,6 @@ impl Counters {
             .filter(|(count, _)| *count > 0)
             .map(|(count, why)| format!("{} went direct, unobserved: {why}.", connections(*count)))
             .collect();
-        if self.udp_refused > 0 {
-            sentences.push(format!(
-                "QUIC (HTTP/3) was refused {}, so that clients fall back to TCP; --allow-quic leaves it alone.",
-                if self.udp_refused == 1 { "once".to_owned() } else { format!("{} times", self.udp_refused) }
-            ));
-        }
-        if self.handover_failed > 0 {
-            sentences
-                .push(format!("{} had to be closed: the kernel lost its record.", connections(self.handover_failed)));
-        }
         if self.process_not_tracked > 0 {
             sentences.push(format!(
                 "{} processes of the tree were not followed: there were too many.",
@@ -117,11 +107,10 @@ mod tests {
 
     #[test]
     fn only_what_happened_is_said() {
-        let counters = Counters { redirected: 9, direct_bound_device: 1, udp_refused: 2, ..Counters::default() };
+        let counters = Counters { redirected: 9, direct_bound_device: 1, ..Counters::default() };
         let said = counters.sentences();
-        assert_eq!(said.len(), 2);
+        assert_eq!(said.len(), 1);
         assert!(said[0].starts_with("1 connection went direct, unobserved: the socket was bound"));
-        assert!(said[1].contains("refused 2 times"));
         let later = Counters { redirected: 11, ..counters };
         assert_eq!(later.since(&counters), Counters { redirected: 2, ..Counters::default() });
         assert!(later.since(&counters).sentences().is_empty());

@@ -8,7 +8,7 @@ use std::{
 use super::{
     AssertionEntry, BackoffEntry, BoundsEntry, ClassEntry, ConnectionsEntry, CountsEntry, HerdsEntry, Meta,
     OperationEntry, OutcomesEntry, ProblemEntry, ProcessEntry, Report, RetryAfterEntry, RuleEntry, RuleWaitEntry,
-    SCHEMA, TimelineEntry, Totals, WastedEntry,
+    SCHEMA, TimelineEntry, Totals, TunnelEntry, WastedEntry, fidelity::differences,
 };
 use crate::{
     process::{container, unit},
@@ -62,6 +62,7 @@ pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
         rules: meta.rules.iter().map(|(name, hits)| RuleEntry { name: name.clone(), hits: *hits }).collect(),
         redirect: meta.redirect.clone(),
         bounds: bounds(&snapshot.bounds),
+        fidelity: differences(snapshot, &meta.differences),
         assertions: meta
             .assertions
             .iter()
@@ -120,6 +121,19 @@ fn process(share: &ProcessShare) -> ProcessEntry {
                 name: problem.name.clone(),
                 hint: problem.hint.clone(),
                 count: problem.count,
+            })
+            .collect(),
+        tunnels: share
+            .tunnels
+            .iter()
+            .map(|tunnel| TunnelEntry {
+                name: tunnel.name.clone(),
+                why: tunnel.why.to_owned(),
+                connections: tunnel.connections,
+                sent_bytes: tunnel.sent,
+                received_bytes: tunnel.received,
+                open_ms: ms(tunnel.open),
+                longest_ms: ms(tunnel.longest),
             })
             .collect(),
     }

@@ -8,6 +8,7 @@ pub mod assert;
 mod build;
 pub mod diff;
 pub mod events;
+mod fidelity;
 mod html;
 pub mod metrics;
 pub mod otlp;
@@ -23,6 +24,7 @@ mod tests;
 use std::{collections::BTreeMap, time::SystemTime};
 
 pub use build::build;
+pub use fidelity::DifferenceEntry;
 pub use html::html;
 use serde::{Deserialize, Serialize};
 pub use text::text;
@@ -51,6 +53,9 @@ pub struct Meta {
     /// none.
     pub redirect: serde_json::Value,
     pub assertions: Vec<assert::Verdict>,
+    /// In what the run differed from a direct one, besides what the ledger
+    /// knows.
+    pub differences: Vec<DifferenceEntry>,
     /// Sentences for the reader, shown last.
     pub notes: Vec<String>,
 }
@@ -76,6 +81,9 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub redirect: serde_json::Value,
     pub bounds: BoundsEntry,
+    /// In what the run differed from a direct one; nothing is the normal case.
+    #[serde(default)]
+    pub fidelity: Vec<DifferenceEntry>,
     /// What the run was held to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assertions: Vec<AssertionEntry>,
@@ -149,6 +157,24 @@ pub struct ProcessEntry {
     /// The waits that each rule caused, longest first.
     pub rules: Vec<RuleWaitEntry>,
     pub problems: Vec<ProblemEntry>,
+    /// Connections that were passed on untouched, by name and reason.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelEntry>,
+}
+
+/// Connections to one name that were passed on untouched, for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TunnelEntry {
+    /// The name asked for, or the address where none was.
+    pub name: String,
+    pub why: String,
+    pub connections: u64,
+    /// Bytes from and to the client, of connections that have ended.
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// How long those were open, in all.
+    pub open_ms: f64,
+    pub longest_ms: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -37,6 +37,7 @@ fn meta() -> Meta {
         rules: Vec::new(),
         redirect: Value::Null,
         assertions: Vec::new(),
+        differences: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -205,6 +206,7 @@ fn apply(root: &Value, schema: &Value, value: &Value, at: &str, faults: &mut Vec
                 }
                 true
             }
+            "enum" => rule.as_array().expect("a list").contains(value),
             "items" => {
                 for (index, item) in value.as_array().expect("an array").iter().enumerate() {
                     validate(root, rule, item, &format!("{at}[{index}]"), faults);
@@ -241,6 +243,9 @@ Failed attempts: 2 throttled (by rules). They took 188 ms.
 Retries are exact: taken from headers that the client sent.
 Rule \"s3 throttled\" acted twice.
 Rule \"idle\" never acted: no attempt matched it.
+
+Different from a direct run:
+- 2 answers were changed by rules.
 "
     );
 }
@@ -285,6 +290,9 @@ took 2.02 s.
 
 Retries are exact: taken from headers that the client sent.
 Rule \"slow down\" acted 400 times.
+
+Different from a direct run:
+- 200 answers were changed by rules.
 "
     );
 }
@@ -295,7 +303,7 @@ fn a_client_without_signals() {
     for at in 0..3 {
         scene.attempt("", "", 1, (at * 10, at * 10 + 1), 503, None);
     }
-    scene.connect(ConnectionKind::Tunnelled);
+    scene.ledger.tunnel(&scene.process, "mail.test", "it is not TLS", ms(1));
     assert_eq!(
         scene.text(),
         "\
@@ -310,6 +318,9 @@ up.
 Failed attempts: 3 server errors. They took 3.0 ms.
 
 1 connection was tunnelled unread.
+
+Different from a direct run:
+- 1 connection to mail.test was passed on untouched, unread: it is not TLS.
 "
     );
 }
@@ -353,6 +364,7 @@ fn a_client_that_does_not_trust_us() {
             name: "s3.test".into(),
             hint: "Give it the authority with the option it has for that, or leave the host alone with --passthrough s3.test."
                 .into(),
+            differs: Some("the client failed its handshake"),
         };
         scene.ledger.problem(&scene.process, problem, ms(1));
     }
@@ -365,6 +377,10 @@ java -jar app.jar (4242): 2 connections, none of them readable (1 tunnelled,
 Problem: the client refused our certificate for s3.test (2 times). Give it the
 authority with the option it has for that, or leave the host alone with
 --passthrough s3.test.
+
+Different from a direct run:
+- 1 connection to other names was passed on untouched, unread.
+- s3.test: the client failed its handshake (2 times).
 
 Detached cleanly.
 "

@@ -181,6 +181,7 @@ impl Page {
         if let Some(more) = report.rules.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
             self.prose(Style::Plain, &format!("and {}.", count(more as u64, "more rule", "more rules")));
         }
+        self.fidelity(&report.fidelity);
         for AssertionEntry { assertion, holds, explanation } in &report.assertions {
             let (style, verb) = if *holds { (Style::Plain, "holds") } else { (Style::Warning, "FAILED") };
             self.prose(style, &format!("Assertion {} {verb}: {}.", quoted(assertion), plain(explanation)));
@@ -200,6 +201,27 @@ impl Page {
         for note in &report.notes {
             self.prose(Style::Plain, &plain(note));
         }
+    }
+}
+
+impl Page {
+    fn fidelity(&mut self, differences: &[super::DifferenceEntry]) {
+        if differences.is_empty() {
+            return;
+        }
+        self.gap();
+        self.prose(Style::Strong, "Different from a direct run:");
+        for difference in differences.iter().take(MAX_LISTED) {
+            let sentence = format!("- {}", plain(&difference.text));
+            for line in wrap(&sentence, self.width.min(MAX_PROSE), 2) {
+                self.line(Style::Plain, &line);
+            }
+        }
+        if let Some(more) = differences.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
+            let more = count(more as u64, "more difference", "more differences");
+            self.prose(Style::Plain, &format!("- and {more} (all in the JSON report)"));
+        }
+        self.gap();
     }
 }
 

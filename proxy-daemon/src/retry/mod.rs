@@ -18,7 +18,8 @@ pub use class::Class;
 pub use fingerprint::{BodyDigest, Fingerprint};
 pub use ledger::{
     Asked, Backoff, Bounds, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger, Limits,
-    OperationName, Outcome, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot, Tally, Wasted,
+    OperationName, Outcome, Passed, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot, Tally,
+    TunnelCount, Wasted,
 };
 pub use signals::{CallKey, Family, Grammar, Id, Row, Signal, TABLE, read};
 

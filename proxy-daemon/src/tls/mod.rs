@@ -11,6 +11,7 @@ pub mod authority;
 mod files;
 pub mod hello;
 pub mod leaf;
+mod remedy;
 pub mod server;
 mod show;
 mod system;
@@ -22,11 +23,12 @@ use std::{io, path::PathBuf};
 pub use authority::Authority;
 pub use hello::{ClientHello, Hello, Opaque, Parsed};
 pub use leaf::Leaves;
-pub use server::{Servers, refused_by_client};
+pub use remedy::remedy;
+pub use server::{Servers, is_broken_off, refused_by_client};
 pub use show::show;
 pub use system::bundles;
 pub use trust::{Bind, TrustInput, TrustPlan, prepare};
-pub use upstream::{Upstream, alert_record, explain, mirror_alert};
+pub use upstream::{Upstream, alert_record, explain, is_raised_here, mirror_alert};
 
 /// Why this room could not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -138,6 +138,15 @@ pub fn refused_by_client(error: &io::Error) -> Option<&'static str> {
     })
 }
 
+/// Whether a client broke its handshake off without saying why.
+pub fn is_broken_off(error: &io::Error) -> bool {
+    tls_error(error).is_none()
+        && matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -222,6 +222,12 @@ pub fn mirror_alert(error: &io::Error) -> Option<u8> {
     Some(u8::from(alert))
 }
 
+/// Whether the failure is our judgement of the upstream, and not what the
+/// upstream said: a client by itself might have judged otherwise.
+pub fn is_raised_here(error: &io::Error) -> bool {
+    tls_error(error).is_some_and(|error| !matches!(error, Error::AlertReceived(_)))
+}
+
 /// A fatal alert as a record of its own, in the clear: what a server may send
 /// before its hello, in TLS 1.2 (RFC 5246 §7.2) and 1.3 (RFC 8446 §6) alike.
 pub fn alert_record(description: u8) -> [u8; 7] {

@@ -1,7 +1,12 @@
 //! Authorities and leaves for test upstreams: a good one, one that nobody
 //! trusts, an expired leaf, a leaf for another name.
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, date_time_ymd,
@@ -16,6 +21,7 @@ pub struct TestCa {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
     unknown: Issuer<'static, KeyPair>,
+    pin: Mutex<String>,
 }
 
 /// Which leaf an upstream shows.
@@ -57,12 +63,18 @@ impl TestCa {
         let (unknown, unknown_pem) = authority("unknown authority");
         std::fs::write(dir.path().join("ca.pem"), &pem).expect("writing ca.pem");
         std::fs::write(dir.path().join("unknown.pem"), unknown_pem).expect("writing unknown.pem");
-        Self { dir, issuer, unknown }
+        Self { dir, issuer, unknown, pin: Mutex::default() }
     }
 
     /// The certificate that `--upstream-ca` is given.
     pub fn pem(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// The key of the newest leaf, as those name it who pin it: SHA-256 of its
+    /// public key info, in base64.
+    pub fn pin(&self) -> String {
+        self.pin.lock().expect("not poisoned").clone()
     }
 
     pub fn dir(&self) -> &std::path::Path {
@@ -87,6 +99,9 @@ impl TestCa {
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = if kind == Leaf::Expired { date_time_ymd(2021, 1, 1) } else { date_time_ymd(2099, 1, 1) };
         let key = KeyPair::generate().expect("a key");
+        let pin =
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key));
+        *self.pin.lock().expect("not poisoned") = BASE64_STANDARD.encode(pin);
         let issuer = if kind == Leaf::UnknownIssuer { &self.unknown } else { &self.issuer };
         let cert = params.signed_by(&key, issuer).expect("a leaf");
         (cert.pem(), key)

@@ -31,6 +31,19 @@ impl Report {
         number(&self.0["totals"], name)
     }
 
+    /// The first problem of this kind, whoever had it.
+    #[track_caller]
+    pub fn problem(&self, kind: &str) -> &Value {
+        let found = self.processes().iter().flat_map(|row| row["problems"].as_array().into_iter().flatten());
+        let mut found = found.filter(|problem| problem["kind"] == kind);
+        found.next().unwrap_or_else(|| panic!("expected a problem '{kind}': {self}"))
+    }
+
+    /// Every process's tunnels.
+    pub fn tunnels(&self) -> Vec<&Value> {
+        self.processes().iter().flat_map(|row| row["tunnels"].as_array().into_iter().flatten()).collect()
+    }
+
     /// A number of every process, added up.
     #[track_caller]
     pub fn sum(&self, name: &str) -> u64 {

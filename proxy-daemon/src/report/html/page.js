@@ -178,6 +178,12 @@
       problems_dropped && `${count(problems_dropped, "problem", "problems")} not listed`,
     ].filter(Boolean);
     if (costs.length) sentences.push(`Limits were reached (totals hold): ${costs.join(", ")}.`);
+    if (report.fidelity.length) {
+      add(
+        element("h2", {}, "Different from a direct run"),
+        element("ul", {}, ...report.fidelity.map(({ text }) => element("li", {}, text))),
+      );
+    }
     if (sentences.length) add(element("h2", {}, "Notes"), ...sentences.map((sentence) => paragraph(sentence)));
   }
 

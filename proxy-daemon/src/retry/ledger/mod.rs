@@ -49,7 +49,8 @@ pub use quantiles::Quantiles;
 pub use series::Series;
 use shares::Share;
 pub use snapshot::{
-    Bounds, ConnectionKind, Connections, Folded, Problem, ProblemCount, ProcessShare, RuleWait, Snapshot,
+    Bounds, ConnectionKind, Connections, Folded, Passed, Problem, ProblemCount, ProcessShare, RuleWait, Snapshot,
+    TunnelCount,
 };
 pub use tally::{Asked, Backoff, Classes, Codes, Counts, OperationName, Outcome, Tally, Wasted};
 
@@ -73,7 +74,7 @@ pub struct Limits {
     pub processes: usize,
     /// Operations per process, without the row for the others.
     pub operations: usize,
-    /// Different problems per process.
+    /// Different problems per process, and different tunnels.
     pub problems: usize,
     /// Rules told apart per process by the waits they cause.
     pub rules: usize,
@@ -128,6 +129,23 @@ impl Ledger {
     pub fn connection(&mut self, process: &Arc<Process>, kind: ConnectionKind, at: Moment) {
         if let Some(share) = self.share(process, at) {
             share.connection(kind);
+        }
+    }
+
+    /// A connection of the process is passed on untouched from now on; its end
+    /// is told by [`Self::passed`].
+    pub fn tunnel(&mut self, process: &Arc<Process>, name: &str, why: &'static str, at: Moment) {
+        let limit = self.limits.problems;
+        if let Some(share) = self.share(process, at) {
+            share.tunnel(name, why, limit);
+        }
+    }
+
+    /// A tunnel of the process has ended. Where the process has been folded
+    /// since, what passed is not told.
+    pub fn passed(&mut self, process: &Arc<Process>, name: &str, why: &'static str, passed: Passed) {
+        if let Some(share) = self.shares.peek_mut(&process.key) {
+            share.passed(name, why, passed);
         }
     }
 

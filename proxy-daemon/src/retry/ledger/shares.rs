@@ -7,7 +7,7 @@ use super::{
     calls::Place,
     herds::Herds,
     series::Series,
-    snapshot::{ConnectionKind, Connections, Problem, ProblemCount, ProcessShare, RuleWait},
+    snapshot::{ConnectionKind, Connections, Passed, Problem, ProblemCount, ProcessShare, RuleWait, TunnelCount},
     tally::{OperationName, Tally},
     union::Union,
 };
@@ -37,6 +37,7 @@ pub(super) struct Share {
     series: Series,
     rules: Vec<RuleWait>,
     problems: Vec<ProblemCount>,
+    tunnels: Vec<TunnelCount>,
     /// Attempts counted in the row for other operations.
     pub(super) operations_folded: u64,
     pub(super) problems_dropped: u64,
@@ -59,6 +60,7 @@ impl Share {
             series: Series::new(at),
             rules: Vec::new(),
             problems: Vec::new(),
+            tunnels: Vec::new(),
             operations_folded: 0,
             problems_dropped: 0,
         }
@@ -78,7 +80,7 @@ impl Share {
     }
 
     pub(super) fn problem(&mut self, problem: Problem, limit: usize) {
-        let Problem { kind, mut name, mut hint } = problem;
+        let Problem { kind, mut name, mut hint, differs } = problem;
         cut(&mut name);
         if let Some(known) = self.problems.iter_mut().find(|known| known.kind == kind && known.name == name) {
             known.count += 1;
@@ -89,7 +91,37 @@ impl Share {
             return;
         }
         cut(&mut hint);
-        self.problems.push(ProblemCount { kind, name, hint, count: 1 });
+        self.problems.push(ProblemCount { kind, name, hint, count: 1, differs });
+    }
+
+    /// A tunnel begins.
+    pub(super) fn tunnel(&mut self, name: &str, why: &'static str, limit: usize) {
+        self.connections.add(ConnectionKind::Tunnelled);
+        if let Some(known) = self.tunnel_mut(name, why) {
+            known.connections += 1;
+            return;
+        }
+        if self.tunnels.len() >= limit {
+            self.problems_dropped += 1;
+            return;
+        }
+        let (mut name, zero) = (name.to_owned(), Duration::ZERO);
+        cut(&mut name);
+        self.tunnels.push(TunnelCount { name, why, connections: 1, sent: 0, received: 0, open: zero, longest: zero });
+    }
+
+    /// A tunnel has ended.
+    pub(super) fn passed(&mut self, name: &str, why: &'static str, passed: Passed) {
+        let Some(known) = self.tunnel_mut(name, why) else { return };
+        known.sent = known.sent.saturating_add(passed.sent);
+        known.received = known.received.saturating_add(passed.received);
+        known.open = known.open.saturating_add(passed.open);
+        known.longest = known.longest.max(passed.open);
+    }
+
+    fn tunnel_mut(&mut self, name: &str, why: &'static str) -> Option<&mut TunnelCount> {
+        let name = &name[..name.floor_char_boundary(MAX_TEXT)];
+        self.tunnels.iter_mut().find(|known| known.why == why && known.name == name)
     }
 
     /// The row for an attempt's operation, entered if it is new.
@@ -174,6 +206,7 @@ impl Share {
             connections: self.connections,
             operations: self.rows.clone(),
             problems: self.problems.clone(),
+            tunnels: self.tunnels.clone(),
         }
     }
 }

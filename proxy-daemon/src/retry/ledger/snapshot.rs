@@ -56,6 +56,32 @@ pub struct Problem {
     pub name: String,
     /// What to do about it, a sentence.
     pub hint: String,
+    /// Where the client met something that it would not have met without us:
+    /// what, in place of what.
+    pub differs: Option<&'static str>,
+}
+
+/// Connections to one name that were passed on untouched, for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelCount {
+    pub name: String,
+    /// A clause, such as `not TLS`.
+    pub why: &'static str,
+    pub connections: u64,
+    /// Bytes from and to the client; of connections that have ended.
+    pub sent: u64,
+    pub received: u64,
+    /// How long those were open, in all, and the longest of them.
+    pub open: Duration,
+    pub longest: Duration,
+}
+
+/// What passed through a tunnel that has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    pub sent: u64,
+    pub received: u64,
+    pub open: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +90,7 @@ pub struct ProblemCount {
     pub name: String,
     pub hint: String,
     pub count: u64,
+    pub differs: Option<&'static str>,
 }
 
 /// The waits that one rule caused.
@@ -99,6 +126,7 @@ pub struct ProcessShare {
     /// In the order in which they were first seen.
     pub operations: Vec<(OperationName, Tally)>,
     pub problems: Vec<ProblemCount>,
+    pub tunnels: Vec<TunnelCount>,
 }
 
 impl ProcessShare {
@@ -128,7 +156,7 @@ pub struct Bounds {
     pub processes_folded: u64,
     /// Attempts counted under no operation of their own.
     pub operations_folded: u64,
-    /// Problems not listed.
+    /// Problems, and tunnels' names, not listed.
     pub problems_dropped: u64,
     /// Backoff that `stalled` may lack.
     pub waits_cut: Duration,

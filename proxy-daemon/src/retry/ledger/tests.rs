@@ -544,7 +544,7 @@ fn observed_runs_from_first_sight_to_exit() {
     let mut story = Story::new();
     let process = Arc::clone(&story.process);
     story.ledger.connection(&process, ConnectionKind::Intercepted, ms(1_000));
-    story.ledger.connection(&process, ConnectionKind::Tunnelled, ms(1_100));
+    story.ledger.tunnel(&process, "a", "not TLS", ms(1_100));
     story.ledger.connection(&process, ConnectionKind::Refused, ms(1_200));
     assert_eq!(story.share().observed(), Duration::from_millis(99_000));
     story.ledger.exited(process.key, ms(3_000));
@@ -563,7 +563,7 @@ fn problems_are_counted_and_bounded() {
     let mut story = Story::within(Limits { problems: 2, ..Limits::default() });
     let process = Arc::clone(&story.process);
     for name in ["a", "b", "a", "c", "d"] {
-        let problem = Problem { kind: "refused", name: name.into(), hint: "é".repeat(5_000) };
+        let problem = Problem { kind: "refused", name: name.into(), hint: "é".repeat(5_000), differs: None };
         story.ledger.problem(&process, problem, ms(1));
     }
     let snapshot = story.ledger.snapshot(ms(2));
@@ -571,6 +571,35 @@ fn problems_are_counted_and_bounded() {
     let problems = &snapshot.processes[0].problems;
     assert_eq!(problems.iter().map(|known| (&*known.name, known.count)).collect::<Vec<_>>(), [("a", 2), ("b", 1)]);
     assert!(problems[0].hint.len() <= 512);
+}
+
+#[test]
+fn tunnels_are_counted_by_name_and_reason() {
+    let mut story = Story::within(Limits { problems: 2, ..Limits::default() });
+    let process = Arc::clone(&story.process);
+    let passed = |sent, open| Passed { sent, received: 10 * sent, open: Duration::from_millis(open) };
+    for (name, why) in [("a", "not TLS"), ("a", "not TLS"), ("a", "pinned"), ("b", "pinned")] {
+        story.ledger.tunnel(&process, name, why, ms(1));
+    }
+    story.ledger.passed(&process, "a", "not TLS", passed(5, 40));
+    story.ledger.passed(&process, "a", "not TLS", passed(7, 30));
+    story.ledger.passed(&process, "b", "pinned", passed(1, 1));
+    let snapshot = story.ledger.snapshot(ms(2));
+    assert_eq!(snapshot.processes[0].connections.tunnelled, 4);
+    assert_eq!(snapshot.bounds.problems_dropped, 1);
+    let tunnel = |name: &str, why, connections, sent, open, longest| TunnelCount {
+        name: name.into(),
+        why,
+        connections,
+        sent,
+        received: 10 * sent,
+        open: Duration::from_millis(open),
+        longest: Duration::from_millis(longest),
+    };
+    assert_eq!(
+        snapshot.processes[0].tunnels,
+        [tunnel("a", "not TLS", 2, 12, 70, 40), tunnel("a", "pinned", 1, 0, 0, 0)]
+    );
 }
 
 #[test]

@@ -1,0 +1,149 @@
+//! In what a run differed from a direct one: every way, each with its count,
+//! so that what else the report says can be trusted. Nothing is the normal
+//! case.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::words::{GLUE, count, duration, number};
+use crate::retry::{Snapshot, Tally};
+
+/// Differences listed one by one; the rest is one entry.
+const MAX_LISTED: usize = 256;
+
+/// One way in which the run differed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferenceEntry {
+    /// What sort of difference it is, one of `KINDS`.
+    pub kind: String,
+    /// The host, or another name, that it concerns; empty for all.
+    pub name: String,
+    /// Connections, attempts or datagrams.
+    pub count: u64,
+    /// A sentence.
+    pub text: String,
+}
+
+/// What [`DifferenceEntry::kind`] may say.
+const KINDS: &[&str] = &[
+    "tunnelled",
+    "changed-answer",
+    "synthetic-answer",
+    "injected-fault",
+    "delayed",
+    "failure",
+    "quic-refused",
+    "blocked",
+    "cut",
+    "other",
+];
+
+impl DifferenceEntry {
+    pub fn new(kind: &'static str, name: impl Into<String>, count: u64, text: impl Into<String>) -> Self {
+        debug_assert!(KINDS.contains(&kind), "{kind} is told to nobody");
+        Self { kind: kind.to_owned(), name: name.into(), count, text: text.into() }
+    }
+}
+
+/// All of a run's differences: those that the ledger knows, then those that
+/// the instance adds.
+pub(super) fn differences(snapshot: &Snapshot, others: &[DifferenceEntry]) -> Vec<DifferenceEntry> {
+    let mut all = by_rules(&snapshot.totals);
+    all.extend(tunnels(snapshot));
+    all.extend(failures(snapshot));
+    all.extend_from_slice(others);
+    if all.len() > MAX_LISTED {
+        let rest = all.split_off(MAX_LISTED - 1);
+        let sum = rest.iter().map(|difference| difference.count).sum();
+        all.push(DifferenceEntry::new(
+            "other",
+            "",
+            sum,
+            format!("{} of other kinds or names.", count(rest.len() as u64, "more difference", "more differences")),
+        ));
+    }
+    all
+}
+
+/// What rules have made of answers.
+fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
+    let mut found = Vec::new();
+    let (told, changed, aborted) = (totals.injected.sum(), totals.replaced.sum(), totals.aborted.sum());
+    let synthetic = told.saturating_sub(changed);
+    let mut add = |kind, count: u64, text: String| {
+        if count > 0 {
+            found.push(DifferenceEntry::new(kind, "", count, text));
+        }
+    };
+    let were = |count| if count == 1 { "was" } else { "were" };
+    add(
+        "changed-answer",
+        changed,
+        format!("{} {} changed by rules.", count(changed, "answer", "answers"), were(changed)),
+    );
+    add(
+        "synthetic-answer",
+        synthetic,
+        format!(
+            "{} {} made by rules; the upstream never saw the {}.",
+            count(synthetic, "answer", "answers"),
+            were(synthetic),
+            if synthetic == 1 { "request" } else { "requests" }
+        ),
+    );
+    add(
+        "injected-fault",
+        aborted,
+        format!("{} {} broken off by rules.", count(aborted, "attempt", "attempts"), were(aborted)),
+    );
+    let held = totals.held.as_secs_f64() * 1000.0;
+    add("delayed", u64::from(held > 0.0), format!("Rules held attempts up, for {} in all.", duration(held)));
+    found
+}
+
+/// What was passed on untouched, and so could not be read.
+fn tunnels(snapshot: &Snapshot) -> Vec<DifferenceEntry> {
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    let mut listed = 0;
+    for tunnel in snapshot.processes.iter().flat_map(|share| &share.tunnels) {
+        *sums.entry((&tunnel.name, tunnel.why)).or_default() += tunnel.connections;
+        listed += tunnel.connections;
+    }
+    let all = snapshot.folded.connections.tunnelled
+        + snapshot.processes.iter().map(|share| share.connections.tunnelled).sum::<u64>();
+    let said = |connections: u64, to: &str, why: &str| {
+        format!(
+            "{}{to} {} passed on untouched, unread{why}.",
+            count(connections, "connection", "connections"),
+            if connections == 1 { "was" } else { "were" },
+        )
+    };
+    let mut found: Vec<_> = sums
+        .into_iter()
+        .map(|((name, why), connections)| {
+            let text = said(connections, &format!(" to {name}"), &format!(": {why}"));
+            DifferenceEntry::new("tunnelled", name, connections, text)
+        })
+        .collect();
+    let rest = all.saturating_sub(listed);
+    if rest > 0 {
+        found.push(DifferenceEntry::new("tunnelled", "", rest, said(rest, " to other names", "")));
+    }
+    found
+}
+
+/// Failures that the client met in another form than it would have directly.
+fn failures(snapshot: &Snapshot) -> Vec<DifferenceEntry> {
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for problem in snapshot.processes.iter().flat_map(|share| &share.problems) {
+        if let Some(differs) = problem.differs {
+            *sums.entry((&problem.name, differs)).or_default() += problem.count;
+        }
+    }
+    sums.into_iter()
+        .map(|((name, differs), connections)| {
+            let times = if connections == 1 { String::new() } else { format!(" ({}{GLUE}times)", number(connections)) };
+            DifferenceEntry::new("failure", name, connections, format!("{name}: {differs}{times}."))
+        })
+        .collect()
+}
