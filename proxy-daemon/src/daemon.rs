@@ -46,7 +46,7 @@ const MAX_WATCHED: usize = 4096;
 /// What an instance is made of.
 #[derive(Debug)]
 pub struct Settings {
-    /// The ports whose connections are redirected.
+    /// The ports whose connections are redirected; none stands for every port.
     pub ports: Vec<u16>,
     pub rules: RuleSet,
     pub rule_settings: rules::Settings,

@@ -10,6 +10,7 @@ use retryscope_ebpf::{Address, Counter};
 
 use crate::{
     context::{Addressed, mptcp_parent, store, stored, unstore},
+    handover::is_listener,
     maps::{self, CLIENTS, EXEMPT, PORTS, count},
     owner,
 };
@@ -80,7 +81,7 @@ fn connect(context: &Addressed, to: Destination) -> i32 {
 /// the client meant.
 #[inline(always)]
 fn redirect(context: &Addressed, to: Destination) -> bool {
-    if !concerns(context) {
+    if !watched(context, to.address) || !concerns(context) {
         return false;
     }
     if let Some(reason) = direct(context, to.address) {
@@ -98,7 +99,7 @@ fn redirect(context: &Addressed, to: Destination) -> bool {
 
 #[inline(always)]
 fn udp(context: &Addressed, to: Address) -> i32 {
-    if maps::refuse_udp() == 0 || !concerns(context) || direct(context, to).is_some() {
+    if maps::refuse_udp() == 0 || !listed(context) || !concerns(context) || direct(context, to).is_some() {
         return PROCEED;
     }
     count(Counter::UdpRefused);
@@ -111,13 +112,26 @@ fn udp(context: &Addressed, to: Address) -> i32 {
     REFUSE
 }
 
-/// Whether the socket is the target's and bound for a watched port.
+/// Whether the port is among the watched ones.
 #[inline(always)]
-fn concerns(context: &Addressed) -> bool {
+fn listed(context: &Addressed) -> bool {
     // SAFETY: the value is not looked at.
     unsafe { PORTS.get(context.port()) }.is_some()
-        && owner::is_target()
-        && stored(&EXEMPT, context.socket().cast()).is_null()
+}
+
+/// Whether TCP to this destination is to be seen. Where every port is, there
+/// are two exceptions: port 0, to which no connect may succeed, and the
+/// daemon's own listeners, since it would only meet itself there.
+#[inline(always)]
+fn watched(context: &Addressed, to: Address) -> bool {
+    let port = context.port();
+    listed(context) || (maps::every_port() != 0 && port != 0 && !is_listener(to, port))
+}
+
+/// Whether the socket is the target's.
+#[inline(always)]
+fn concerns(context: &Addressed) -> bool {
+    owner::is_target() && stored(&EXEMPT, context.socket().cast()).is_null()
 }
 
 /// Why a socket must go direct although it is the target's: the daemon could

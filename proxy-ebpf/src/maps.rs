@@ -68,6 +68,8 @@ settings! {
     LISTENER_V6, listener_v6: u32;
     /// Cookie of the network namespace that the listeners are in.
     NETNS_COOKIE, netns_cookie: u64;
+    /// 1: every TCP port is watched; `PORTS` then are those of UDP alone.
+    EVERY_PORT, every_port: u32;
     /// 1: refuse UDP to watched ports.
     REFUSE_UDP, refuse_udp: u32;
     /// 1: `bpf_set_retval` exists (5.18), so a refusal can say ECONNREFUSED.

@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     let scene = Scene::set()?;
     process::raise_file_limit();
-    let watched = redirect::Options { ports: args.options.ports.clone(), allow_quic: args.options.allow_quic, target };
+    let watched = redirect::Options { ports: args.options.ports(), allow_quic: args.options.allow_quic, target };
     let settings = Settings {
         ports: watched.ports.clone(),
         rules: checked.rules,
@@ -110,8 +110,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
         say(&format!(
-            "watching {shown}: connections made from now on to port {}; those already open are not seen. Ctrl-C ends and reports.",
-            args.options.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+            "watching {shown}: connections made from now on to {}; those already open are not seen. Ctrl-C ends and reports.",
+            ports_in_words(&watched.ports)
         ));
         wait(args.duration, &signals, || match instance.reload() {
             Ok(rules) => say(&format!("the rule files were read again; rules in force: {rules}")),
@@ -128,6 +128,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     output.write(&report, timeline.as_ref(), &args.options);
     scene.clear();
     Ok(ExitCode::from(if holds { 0 } else { ASSERTION_FAILED }))
+}
+
+fn ports_in_words(ports: &[u16]) -> String {
+    match ports {
+        [] => "any port".into(),
+        ports => format!("port {}", ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// The directory of a cgroup that is named by its path in the file system, or

@@ -55,9 +55,9 @@ pub(super) struct Options {
     #[arg(long, value_name = "CONDITION")]
     stop_when: Option<String>,
 
-    /// Watch this port; may be given more than once
-    #[arg(long = "port", value_name = "N", default_value = "443", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) ports: Vec<u16>,
+    /// Watch this port; may be given more than once. `any` watches every TCP port
+    #[arg(long = "port", value_name = "N|any", default_value = "443", value_parser = watched_port)]
+    ports: Vec<u16>,
 
     /// Trust the authorities in this file when connecting to upstreams, besides the system's
     #[arg(long, value_name = "PEM")]
@@ -159,7 +159,22 @@ pub(super) struct Checked {
     pub(super) otlp: Option<report::otlp::Settings>,
 }
 
+/// What `--port any` is kept as; no port has that number.
+const ANY: u16 = 0;
+
+fn watched_port(text: &str) -> Result<u16, String> {
+    match text {
+        "any" => Ok(ANY),
+        _ => text.parse().ok().filter(|port| *port != ANY).ok_or("write a number from 1 to 65535, or `any`".into()),
+    }
+}
+
 impl Options {
+    /// The watched ports; none stands for every port.
+    pub(super) fn ports(&self) -> Vec<u16> {
+        if self.ports.contains(&ANY) { Vec::new() } else { self.ports.clone() }
+    }
+
     /// Checks everything that can be checked before anything is touched.
     pub(super) fn check(&self) -> Result<Checked, Failure> {
         if self.report == Form::Html && self.report_file.is_none() {

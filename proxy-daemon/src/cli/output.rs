@@ -163,7 +163,7 @@ pub(super) fn report_of(
             started: finished.started,
             ended: finished.ended,
             command,
-            ports: options.ports.clone(),
+            ports: options.ports(),
             rules: finished.rules.into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
             redirect,
             assertions,

@@ -178,7 +178,7 @@ impl Job {
         let pid = Pid::from_raw(launcher.child.id().cast_signed());
         process::raise_file_limit();
         let watched = redirect::Options {
-            ports: options.ports.clone(),
+            ports: options.ports(),
             allow_quic: options.allow_quic,
             target: Target::Cgroup(scene.target.clone()),
         };
@@ -203,7 +203,7 @@ impl Job {
         let started = redirect.map_err(Failure::from).and_then(|redirect| {
             let (authority, trust) = prepared??;
             let settings = Settings {
-                ports: options.ports.clone(),
+                ports: options.ports(),
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,

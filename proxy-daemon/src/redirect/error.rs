@@ -12,7 +12,7 @@ pub enum RedirectError {
     Permission { what: &'static str, cause: String },
     #[error("{what} does not work on this kernel: {cause}. {remedy}")]
     Kernel { what: &'static str, cause: String, remedy: &'static str },
-    #[error("{given} ports to watch were given; between 1 and {max} are possible: repeat or drop --port", max = retryscope_ebpf::MAX_PORTS)]
+    #[error("{given} ports to watch were given, {max} are possible: name fewer, or watch every port with --port any", max = retryscope_ebpf::MAX_PORTS)]
     Ports { given: usize },
     #[error("there is no cgroup at {path}: name a directory below the cgroup2 mount (see `retryscope doctor`)", path = path.display())]
     NoCgroup { path: PathBuf },

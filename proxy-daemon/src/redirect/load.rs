@@ -32,6 +32,7 @@ pub(super) struct Settings {
     /// 0 for none.
     pub(super) listener_v6: u32,
     pub(super) netns_cookie: u64,
+    pub(super) every_port: bool,
     pub(super) refuse_udp: bool,
     pub(super) only_processes: bool,
     pub(super) layout: Layout,
@@ -80,6 +81,7 @@ impl Loaded {
         let Settings { listener_v4, listener_v6, netns_cookie, layout, .. } = settings;
         let (set_retval, mptcp) = (u32::from(has_set_retval()), u32::from(layout.mptcp && has_mptcp()));
         let (refuse_udp, only_processes) = (u32::from(settings.refuse_udp), u32::from(settings.only_processes));
+        let every_port = u32::from(settings.every_port);
         let mut loader = EbpfLoader::new();
         if !settings.only_processes {
             // Not used then, so it need not take its memory.
@@ -91,6 +93,7 @@ impl Loaded {
             .override_global("LISTENER_V4", listener_v4, true)
             .override_global("LISTENER_V6", listener_v6, true)
             .override_global("NETNS_COOKIE", netns_cookie, true)
+            .override_global("EVERY_PORT", &every_port, true)
             .override_global("REFUSE_UDP", &refuse_udp, true)
             .override_global("HAS_SET_RETVAL", &set_retval, true)
             .override_global("HAS_MPTCP", &mptcp, true)

@@ -42,6 +42,9 @@ pub use listen::Listeners;
 pub use probe::{Probe, probe};
 pub use tally::Counters;
 
+/// Where HTTP/3 is spoken by itself.
+const QUIC: u16 = 443;
+
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -54,7 +57,8 @@ pub enum Target {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// At least one, at most [`retryscope_ebpf::MAX_PORTS`].
+    /// At most [`retryscope_ebpf::MAX_PORTS`]; none stands for every TCP port
+    /// but the listeners' own.
     pub ports: Vec<u16>,
     /// Leave UDP to the watched ports alone instead of refusing it.
     pub allow_quic: bool,
@@ -106,8 +110,13 @@ impl Redirect {
         let mut ports = options.ports.clone();
         ports.sort_unstable();
         ports.dedup();
-        if ports.is_empty() || ports.len() > retryscope_ebpf::MAX_PORTS {
+        if ports.len() > retryscope_ebpf::MAX_PORTS {
             return Err(RedirectError::Ports { given: ports.len() });
+        }
+        let every_port = ports.is_empty();
+        if every_port {
+            // UDP is not only QUIC: names are asked for by it.
+            ports.push(QUIC);
         }
         let target = match &options.target {
             Target::Cgroup(path) => path.clone(),
@@ -125,6 +134,7 @@ impl Redirect {
             listener_v4: listen::port(&listeners.v4)?,
             listener_v6: listeners.v6.as_ref().map_or(Ok(0), listen::port)?,
             netns_cookie,
+            every_port,
             refuse_udp: !options.allow_quic,
             only_processes: by_process,
             layout,

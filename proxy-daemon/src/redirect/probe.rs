@@ -149,6 +149,7 @@ fn hooks() -> Vec<Probe> {
         listener_v4: 1,
         listener_v6: 1,
         netns_cookie: 1,
+        every_port: true,
         refuse_udp: true,
         only_processes: true,
         layout: Layout::of_kernel(),

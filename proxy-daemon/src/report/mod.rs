@@ -45,7 +45,7 @@ pub struct Meta {
     pub ended: SystemTime,
     /// The command that was run; absent when attached to what already ran.
     pub command: Option<String>,
-    /// The ports whose connections are redirected.
+    /// The ports whose connections are redirected; none stands for every port.
     pub ports: Vec<u16>,
     /// Each rule's name and how often it acted.
     pub rules: Vec<(String, u64)>,

@@ -481,7 +481,7 @@ fn apart(tunnelled: u64, refused: u64) -> Option<String> {
 
 fn nothing_seen(report: &Report) -> String {
     let ports = match &report.ports[..] {
-        [] => "a watched port".to_owned(),
+        [] => "any port".to_owned(),
         [port] => format!("port{GLUE}{port}"),
         ports => format!("ports {}", ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")),
     };

@@ -67,6 +67,34 @@ fn v4_mapped() {
     });
 }
 
+/// No port named: all are watched, but for 0, to which no connect may
+/// succeed, and the listeners' own. Of UDP only QUIC's is refused.
+#[test]
+fn every_port() {
+    world(|world| {
+        let mut options = world.options();
+        options.ports.clear();
+        let daemon = world.daemon_with(&options);
+        let mut client = world.client();
+        for port in [1, 443, 8443, 65_535] {
+            client.run(&format!("s = connect('192.0.2.1', {port})"));
+            assert_eq!(daemon.redirected().origin, address(&format!("192.0.2.1:{port}")));
+            client.run(&format!("s = connect('2001:db8::7', {port})"));
+            assert_eq!(daemon.accept_v6().1.unwrap().origin, address(&format!("[2001:db8::7]:{port}")));
+        }
+        assert_eq!(client.errno("connect('127.0.0.1', 0)"), i64::from(nix::libc::ECONNREFUSED));
+        client.run(&format!("s = connect('127.0.0.1', {})", daemon.port()));
+        assert_eq!(daemon.accept().1, None);
+        client.run("u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('127.0.0.1', 53)); u.send(b'x')");
+        assert_eq!(client.errno("u.connect(('127.0.0.1', 443))"), i64::from(nix::libc::ECONNREFUSED));
+        let mut stranger = world.stranger();
+        let direct = crate::world::server("127.0.0.1:8443");
+        stranger.run("s = connect('127.0.0.1', 8443)");
+        crate::world::accept(&direct);
+        assert_eq!((daemon.counters().redirected, daemon.counters().udp_refused), (8, 1));
+    });
+}
+
 #[test]
 fn any_address_means_the_loopback() {
     world(|world| {
