@@ -1,15 +1,22 @@
 //! Loading the kernel side into the kernel, and attaching it.
-use std::{error::Error, fs::File, io, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
+use super::{
+    RedirectError,
+    btf::Layout,
+    link::{self, Hook},
+};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, SkStorage},
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramType, RawTracePoint, SockOps, links::FdLink},
+    maps::{HashMap, Map, MapData},
+    programs::{ProgramError, ProgramType, RawTracePoint, links::FdLink},
     sys::{BpfHelper, is_helper_supported},
 };
-use retryscope_ebpf::Record;
-
-use super::{RedirectError, btf::Layout};
 
 /// The kernel side as committed beside its source. `cargo xtask ebpf verify`
 /// proves that it is what the source gives.
@@ -38,35 +45,15 @@ pub(super) struct Settings {
     pub(super) layout: Layout,
 }
 
-/// The cgroups to attach to, opened.
-#[derive(Debug)]
-pub(super) struct Places {
-    target: File,
-    /// Where the hand-over has to see sockets: both the target's and the
-    /// daemon's, but never twice where one cgroup holds the other.
-    handover: Vec<File>,
-}
-
-impl Places {
-    pub(super) fn open(target: &Path, daemon: &Path) -> Result<Self, RedirectError> {
-        let open = |path: &Path| match File::open(path) {
-            Ok(file) if path.join("cgroup.procs").is_file() => Ok(file),
-            Ok(_) => Err(RedirectError::NoCgroup { path: path.into() }),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(RedirectError::Permission { what: "opening the cgroup", cause: error.to_string() })
-            }
-            Err(_) => Err(RedirectError::NoCgroup { path: path.into() }),
-        };
-        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
-        let (of_target, of_daemon) = (resolved(target), resolved(daemon));
-        let handover = if of_daemon.starts_with(&of_target) {
-            vec![open(target)?]
-        } else if of_target.starts_with(&of_daemon) {
-            vec![open(daemon)?]
-        } else {
-            vec![open(daemon)?, open(target)?]
-        };
-        Ok(Self { target: open(target)?, handover })
+/// A cgroup's directory, opened.
+pub(super) fn open(path: &Path) -> Result<File, RedirectError> {
+    match File::open(path) {
+        Ok(file) if path.join("cgroup.procs").is_file() => Ok(file),
+        Ok(_) => Err(RedirectError::NoCgroup { path: path.into() }),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(RedirectError::Permission { what: "opening the cgroup", cause: error.to_string() })
+        }
+        Err(_) => Err(RedirectError::NoCgroup { path: path.into() }),
     }
 }
 
@@ -122,27 +109,6 @@ impl Loaded {
         self.map_mut("PROCESSES")
     }
 
-    /// What serves connections that are diverted: the hand-over, and the
-    /// peer's name.
-    pub(super) fn attach_serving(&mut self, places: &Places) -> Result<Vec<FdLink>, RedirectError> {
-        let mut links = Vec::new();
-        for place in &places.handover {
-            links.push(self.attach_handover(place)?);
-        }
-        for name in NAMING {
-            links.push(self.attach_hook(name, &places.target)?);
-        }
-        Ok(links)
-    }
-
-    /// What diverts or refuses; each link is in force as soon as it is made.
-    pub(super) fn attach_diverting(&mut self, places: &Places, links: &mut Vec<FdLink>) -> Result<(), RedirectError> {
-        for name in DIVERTING {
-            links.push(self.attach_hook(name, &places.target)?);
-        }
-        Ok(())
-    }
-
     /// What follows a process tree.
     pub(super) fn attach_tracking(&mut self) -> Result<Vec<FdLink>, RedirectError> {
         TRACKING
@@ -176,30 +142,22 @@ impl Loaded {
         }
     }
 
-    pub(super) fn accepted(&mut self) -> Result<SkStorage<MapData, Record>, RedirectError> {
-        self.take("ACCEPTED")
+    /// A map's descriptor, which keeps it.
+    pub(super) fn map(&self, name: &str) -> Result<OwnedFd, RedirectError> {
+        let (Map::SkStorage(map) | Map::PerCpuArray(map)) = self.ebpf.map(name).ok_or_else(|| wrong_object(name))?
+        else {
+            return Err(wrong_object(name));
+        };
+        map.fd().as_fd().try_clone_to_owned().map_err(|error| RedirectError::of(LOADING, &error))
     }
 
-    pub(super) fn exempt(&mut self) -> Result<SkStorage<MapData, u32>, RedirectError> {
-        self.take("EXEMPT")
-    }
-
-    pub(super) fn tally(&mut self) -> Result<PerCpuArray<MapData, u64>, RedirectError> {
-        self.take("TALLY")
-    }
-
-    fn attach_handover(&mut self, cgroup: &File) -> Result<FdLink, RedirectError> {
-        self.load(HANDOVER)?;
-        let program: &mut SockOps = self.program(HANDOVER)?;
-        let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
-        own_link(attached)
-    }
-
-    fn attach_hook(&mut self, name: &str, cgroup: &File) -> Result<FdLink, RedirectError> {
+    /// Attaches one program to a cgroup; it stays while the descriptor lives.
+    pub(super) fn attach(&mut self, name: &str, cgroup: &File) -> Result<OwnedFd, RedirectError> {
         self.load(name)?;
-        let program: &mut CgroupSockAddr = self.program(name)?;
-        let attached = program.attach(cgroup, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
-        own_link(attached)
+        let hook = Hook::of(name).ok_or_else(|| wrong_object(name))?;
+        let program = self.ebpf.program(name).ok_or_else(|| wrong_object(name))?;
+        let program = program.fd().map_err(|error| RedirectError::of(ATTACHING, &error))?;
+        link::create(program.as_fd(), cgroup.as_fd(), hook).map_err(|error| RedirectError::of(ATTACHING, &error))
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, RedirectError>
@@ -215,21 +173,6 @@ impl Loaded {
     {
         self.ebpf.map_mut(name).and_then(|map| M::try_from(map).ok()).ok_or_else(|| wrong_object(name))
     }
-
-    fn take<M: TryFrom<Map>>(&mut self, name: &str) -> Result<M, RedirectError> {
-        self.ebpf.take_map(name).and_then(|map| M::try_from(map).ok()).ok_or_else(|| wrong_object(name))
-    }
-}
-
-/// Before Linux 5.7 aya attaches by PROG_ATTACH, which outlives the process.
-/// That is refused here, and what was attached so is dropped (detached).
-fn own_link<L>(attached: Result<L, ProgramError>) -> Result<FdLink, RedirectError>
-where
-    FdLink: TryFrom<L>,
-    <FdLink as TryFrom<L>>::Error: Error + 'static,
-{
-    let link = attached.map_err(|error| RedirectError::of(ATTACHING, &error))?;
-    FdLink::try_from(link).map_err(|error| RedirectError::of(ATTACHING, &error))
 }
 
 fn wrong_object(name: &str) -> RedirectError {

@@ -1,7 +1,7 @@
 //! How connections get here: the kernel side loaded and attached, and the
 //! cgroups it is attached to.
 //!
-//! In: the target (a cgroup, or a process within its own), the watched ports.
+//! In: the target (cgroups, or a process within its own), the watched ports.
 //! Out: two listeners to which the target's connects come, and for each
 //! accepted socket its origin and owner ([`Redirect::origin_of`]).
 //!
@@ -13,8 +13,10 @@
 //! - A socket that is not fit to be redirected goes direct and is counted.
 #![allow(unsafe_code)]
 
+mod attach;
 mod btf;
 mod error;
+mod link;
 mod listen;
 mod load;
 mod probe;
@@ -24,26 +26,25 @@ mod tree;
 pub mod cgroup;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::{MapData, MapError, PerCpuArray, SkStorage};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::links::FdLink;
 use retryscope_ebpf::Record;
 
 use crate::process::{Owner, ProcessKey};
 
+pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
 pub use listen::Listeners;
 pub use probe::{Probe, probe};
 pub use tally::Counters;
-
-/// Where HTTP/3 is spoken by itself.
-const QUIC: u16 = 443;
 
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,15 +79,29 @@ pub struct Redirected {
 /// outlive it, so that no connect is ever diverted to nobody.
 pub struct Redirect {
     // What diverts goes first, also when this is dropped.
-    /// The links that divert or refuse; gone after [`Redirect::detach`].
-    diverting: Mutex<Vec<FdLink>>,
-    /// The links that serve connections already diverted.
-    _serving: Vec<FdLink>,
+    attached: Mutex<Attached>,
+    /// What follows the process tree.
+    _tracking: Vec<FdLink>,
     accepted: SkStorage<MapData, Record>,
     /// Behind a lock only because aya wants `&mut` for what is one system
     /// call on a file descriptor.
     exempt: Mutex<SkStorage<MapData, u32>>,
     tally: PerCpuArray<MapData, u64>,
+}
+
+/// What is attached where, by the number that whoever attached it chose.
+#[derive(Default)]
+struct Attached {
+    places: BTreeMap<u64, Attachment>,
+    /// Nothing is to be diverted any more.
+    over: bool,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // First everything that diverts, whatever is first among the places.
+        self.places.values_mut().for_each(|place| place.diverting.clear());
+    }
 }
 
 impl Redirect {
@@ -107,57 +122,81 @@ impl Redirect {
         options: &Options,
         daemon_cgroup: &Path,
     ) -> Result<(Self, Listeners), RedirectError> {
-        let mut ports = options.ports.clone();
-        ports.sort_unstable();
-        ports.dedup();
-        if ports.len() > retryscope_ebpf::MAX_PORTS {
-            return Err(RedirectError::Ports { given: ports.len() });
-        }
-        let every_port = ports.is_empty();
-        if every_port {
-            // UDP is not only QUIC: names are asked for by it.
-            ports.push(QUIC);
-        }
         let target = match &options.target {
             Target::Cgroup(path) => path.clone(),
             Target::Process { pid } => cgroup::of_process(*pid)?,
         };
-        let places = load::Places::open(&target, daemon_cgroup)?;
-        let netns_cookie = listen::netns_cookie()?;
-        let listeners = listen::open()?;
-        let layout = btf::Layout::of_kernel();
+        load::open(&target)?;
         let by_process = matches!(options.target, Target::Process { .. });
         if by_process {
-            tree::can_follow(&layout)?;
+            tree::can_follow(&btf::Layout::of_kernel())?;
         }
-        let settings = load::Settings {
-            listener_v4: listen::port(&listeners.v4)?,
-            listener_v6: listeners.v6.as_ref().map_or(Ok(0), listen::port)?,
-            netns_cookie,
-            every_port,
-            refuse_udp: !options.allow_quic,
-            only_processes: by_process,
-            layout,
-        };
-        let mut loaded = load::Loaded::new(object, &settings)?;
-        loaded.watch(&ports)?;
-        let mut diverting = Vec::new();
-        let mut serving = loaded.attach_serving(&places)?;
+        let listeners = listen::open()?;
+        let watched = Watched { ports: options.ports.clone(), allow_quic: options.allow_quic };
+        let mut attacher = Attacher::load_object(object, &watched, &listeners, daemon_cgroup, by_process)?;
+        let mut places = BTreeMap::new();
+        if !attacher.holds_daemon(&target) {
+            places.insert(0, attacher.attach_daemon()?);
+        }
+        let mut attachment = attacher.attach_serving(&target)?;
+        let mut tracking = Vec::new();
         if let Target::Process { pid } = options.target {
             // First the tracepoints, then /proc: a child forked in between
             // is seen by one or the other.
-            serving.extend(loaded.attach_tracking()?);
-            tree::seed(&mut loaded.processes()?, pid)?;
+            tracking = attacher.loaded.attach_tracking()?;
+            tree::seed(&mut attacher.loaded.processes()?, pid)?;
         }
-        loaded.attach_diverting(&places, &mut diverting)?;
-        let redirect = Self {
-            accepted: loaded.accepted()?,
-            exempt: Mutex::new(loaded.exempt()?),
-            tally: loaded.tally()?,
-            diverting: Mutex::new(diverting),
-            _serving: serving,
-        };
+        attacher.attach_diverting(&target, &mut attachment)?;
+        places.insert(1, attachment);
+        let mut redirect = Self::new(attacher.maps()?)?;
+        redirect._tracking = tracking;
+        redirect.attached().places = places;
         Ok((redirect, listeners))
+    }
+
+    /// With the maps of a kernel side that was loaded elsewhere, and nothing
+    /// attached yet.
+    pub fn new(maps: Maps) -> Result<Self, RedirectError> {
+        fn opened<M: TryFrom<Map, Error = MapError>>(map: OwnedFd) -> Result<M, RedirectError> {
+            MapData::from_fd(map)
+                .and_then(Map::from_map_data)
+                .and_then(M::try_from)
+                .map_err(|error| RedirectError::of("opening the maps", &error))
+        }
+        Ok(Self {
+            attached: Mutex::default(),
+            _tracking: Vec::new(),
+            accepted: opened(maps.accepted)?,
+            exempt: Mutex::new(opened(maps.exempt)?),
+            tally: opened(maps.tally)?,
+        })
+    }
+
+    /// Takes over what was attached, under a number of its own; what has this
+    /// number is detached.
+    pub fn add(&self, number: u64, mut attachment: Attachment) {
+        let mut attached = self.attached();
+        if attached.over {
+            attachment.diverting.clear();
+        }
+        attached.places.insert(number, attachment);
+    }
+
+    /// Lets the connects of one place go direct. Connections already diverted
+    /// keep their records and their peer's name.
+    pub fn retire(&self, number: u64) {
+        if let Some(place) = self.attached().places.get_mut(&number) {
+            place.diverting.clear();
+        }
+    }
+
+    /// Lets go of a place.
+    pub fn remove(&self, number: u64) {
+        self.attached().places.remove(&number);
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where an accepted connection was meant to go, and whose it is. `None`
@@ -188,7 +227,9 @@ impl Redirect {
     /// Lets every new connect go direct. Connections already diverted keep
     /// their records and their peer's name until this is dropped.
     pub fn detach(&self) {
-        self.diverting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut attached = self.attached();
+        attached.over = true;
+        attached.places.values_mut().for_each(|place| place.diverting.clear());
     }
 }
 

@@ -8,6 +8,7 @@
 mod direct;
 mod lifetime;
 mod peername;
+mod several;
 mod tcp;
 mod tree;
 mod udp;
