@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -20,13 +20,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
+    time::MissedTickBehavior,
 };
 
 use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
     process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{Account, Counted, Gate, Learned, Proxy, Routes},
+    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
     report::{
         Timeline,
@@ -48,6 +49,9 @@ const MAX_WATCHED: usize = 4096;
 pub struct Settings {
     /// The ports whose connections are redirected; none stands for every port.
     pub ports: Vec<u16>,
+    /// Refuse what cannot be carried, also once this process has died; the
+    /// cgroup tells when nobody is left to be refused.
+    pub closed: Option<PathBuf>,
     pub rules: RuleSet,
     pub rule_settings: rules::Settings,
     /// Files that a reload reads again.
@@ -85,6 +89,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error("cannot serve the listeners ({0}); the limit of open files may be too low (`ulimit -n`)")]
     Listen(#[source] io::Error),
+    #[error("cannot start the process that --fail closed needs ({0}); `--fail open` does without")]
+    Warden(#[source] io::Error),
 }
 
 impl StartError {
@@ -93,6 +99,7 @@ impl StartError {
             StartError::Redirect(error) => error.exit_code(),
             StartError::Tls(error) => error.exit_code(),
             StartError::Listen(_) => 69,
+            StartError::Warden(_) => 70,
         }
     }
 }
@@ -140,6 +147,7 @@ pub struct Instance {
     /// What was counted before traffic began: the self-test.
     before: redirect::Counters,
     serving: Option<JoinHandle<()>>,
+    pulse: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
     timeline: Option<std::thread::JoinHandle<Timeline>>,
@@ -163,6 +171,9 @@ impl Instance {
         let ports = settings.ports;
         let (redirect, listeners) = redirected;
         let redirect = Arc::new(redirect);
+        if let Some(cgroup) = &settings.closed {
+            redirect.guard(&listeners, &ports, &settings.target, cgroup).map_err(StartError::Warden)?;
+        }
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
         let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
 
@@ -182,6 +193,7 @@ impl Instance {
             routes: settings.routes,
             learned: Learned::new(settings.strict),
             counters: crate::proxy::Counters::default(),
+            capacity: Capacity::of_files(),
         });
         let events = settings.events.map(|file| {
             let account = &proxy.account;
@@ -222,6 +234,7 @@ impl Instance {
             ports,
             before: redirect::Counters::default(),
             serving: None,
+            pulse: None,
             watching: Some(watching),
             events,
             timeline,
@@ -285,6 +298,7 @@ impl Instance {
         if let Some((v4, v6)) = self.listeners.take() {
             self.before = self.redirect.counters();
             let proxy = Arc::clone(&self.proxy);
+            self.pulse = Some(tokio::spawn(pulse(Arc::clone(&proxy), Arc::clone(&self.redirect), &v4, v6.as_ref())));
             self.serving = Some(tokio::spawn(proxy.serve(v4, v6, self.drain.subscribe(), self.cut.subscribe())));
         }
     }
@@ -293,6 +307,9 @@ impl Instance {
     /// until `hurry` is over), and closes the books.
     pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
         self.redirect.detach();
+        if let Some(pulse) = self.pulse.take() {
+            pulse.abort();
+        }
         drop((self.control.take(), self.metrics.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
@@ -334,6 +351,42 @@ impl Instance {
             events,
             timeline,
             hurried,
+        }
+    }
+}
+
+/// Tells the kernel over and over how much this process can take.
+fn pulse(
+    proxy: Arc<Proxy>,
+    redirect: Arc<Redirect>,
+    v4: &TcpListener,
+    v6: Option<&TcpListener>,
+) -> impl Future<Output = ()> + Send + use<> {
+    // Of their own, since the listeners go to whoever accepts.
+    let listeners: Vec<OwnedFd> = [Some(v4.as_fd()), v6.map(AsFd::as_fd)]
+        .into_iter()
+        .flatten()
+        .filter_map(|listener| listener.try_clone_to_owned().ok())
+        .collect();
+    async move {
+        let mut pulse = tokio::time::interval(proxy::PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut full = false;
+        loop {
+            pulse.tick().await;
+            let listeners: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            let room = proxy.capacity.room(&listeners);
+            redirect.renew(proxy::BELIEF, room);
+            if full != (room == 0) {
+                full = room == 0;
+                if full {
+                    tracing::warn!(
+                        "no room for more connections: new ones are let go direct, or refused by --fail closed"
+                    );
+                } else {
+                    tracing::info!("there is room for connections again");
+                }
+            }
         }
     }
 }

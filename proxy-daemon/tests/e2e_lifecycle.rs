@@ -5,20 +5,17 @@ mod common;
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::Read,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::Duration,
 };
 
-use common::{Finished, NAME, Report, Run, Running, SOON, TestCa, Upstream, cgroup, clients, run::RETRYSCOPE, until};
+use common::{
+    Finished, NAME, Report, Run, Running, SOON, TestCa, Upstream, cgroup, clients, run::RETRYSCOPE, servers::Echo,
+    until,
+};
 
 /// `retryscope run` from a shell that does `before` first.
 fn run_after(before: &str, words: Vec<OsString>) -> Running {
@@ -119,53 +116,6 @@ fn unmapped_names_are_said() {
         let text = flat(&outcome.stderr);
         let sentence = "The names of --map-host have to resolve by themselves: --no-mount";
         assert_eq!(text.contains(sentence), said, "mount={mount} map={map}: {}", outcome.finished);
-    }
-}
-
-/// A server that gives back what it gets.
-struct Echo {
-    address: SocketAddr,
-    over: Arc<AtomicBool>,
-    accepting: Option<JoinHandle<()>>,
-}
-
-impl Echo {
-    fn start() -> Self {
-        clients::root();
-        let listener = common::own_listener(443);
-        let address = listener.local_addr().expect("its address");
-        let over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&over);
-        let accepting = std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if stop.load(Ordering::Acquire) {
-                    return;
-                }
-                // Each ends with its client.
-                std::thread::spawn(move || echo(stream));
-            }
-        });
-        Self { address, over, accepting: Some(accepting) }
-    }
-}
-
-fn echo(mut stream: TcpStream) {
-    let mut buffer = [0; 256];
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..read]).is_err() {
-            return;
-        }
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Release);
-        // Wakes who waits for the next connection.
-        let _ = TcpStream::connect(self.address);
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
     }
 }
 

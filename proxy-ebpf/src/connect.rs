@@ -10,6 +10,7 @@ use retryscope_ebpf::{Address, Counter};
 
 use crate::{
     context::{Addressed, mptcp_parent, store, stored, unstore},
+    gate,
     handover::is_listener,
     maps::{self, CLIENTS, EXEMPT, PORTS, count},
     owner,
@@ -66,35 +67,73 @@ pub(crate) fn rs_sendmsg6(context: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect(context: &Addressed, to: Destination) -> i32 {
     match context.protocol() {
-        TCP => {
-            if !redirect(context, to) {
+        TCP => match redirect(context, to) {
+            Way::Here => PROCEED,
+            Way::Direct => {
                 forget(context);
+                PROCEED
             }
-            PROCEED
-        }
+            Way::Nowhere => {
+                forget(context);
+                refused()
+            }
+        },
         UDP => udp(context, to.address),
         _ => PROCEED,
     }
 }
 
-/// Sends a connect to the daemon, if it is the target's. False: it goes where
-/// the client meant.
+/// Where a connect goes.
+enum Way {
+    /// To the daemon.
+    Here,
+    /// Where the client meant.
+    Direct,
+    /// It is refused.
+    Nowhere,
+}
+
+/// Sends a connect to the daemon, if it is the target's.
 #[inline(always)]
-fn redirect(context: &Addressed, to: Destination) -> bool {
+fn redirect(context: &Addressed, to: Destination) -> Way {
     if !watched(context, to.address) || !concerns(context) {
-        return false;
+        return Way::Direct;
     }
     if let Some(reason) = direct(context, to.address) {
         count(reason);
-        return false;
+        return Way::Direct;
+    }
+    if let Err(reason) = gate::enter() {
+        return amiss(reason);
     }
     if !remember(context, to.address) {
-        count(Counter::DirectNoRecord);
-        return false;
+        return amiss(Counter::DirectNoRecord);
     }
     rewrite(context, to);
     count(Counter::Redirected);
-    true
+    Way::Here
+}
+
+/// The daemon should have had this connect, and cannot.
+#[inline(always)]
+fn amiss(reason: Counter) -> Way {
+    if gate::is_closed() {
+        count(Counter::Blocked);
+        return Way::Nowhere;
+    }
+    count(reason);
+    Way::Direct
+}
+
+/// What a client gets from a port where nobody listens; on older kernels it
+/// gets EPERM.
+#[inline(always)]
+fn refused() -> i32 {
+    if maps::has_set_retval() != 0 {
+        // SAFETY: a helper without conditions.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REFUSE
 }
 
 #[inline(always)]
@@ -103,13 +142,7 @@ fn udp(context: &Addressed, to: Address) -> i32 {
         return PROCEED;
     }
     count(Counter::UdpRefused);
-    if maps::has_set_retval() != 0 {
-        // What a client gets from a port where nobody listens; without it the
-        // kernel says EPERM.
-        // SAFETY: a helper without conditions.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
-    }
-    REFUSE
+    refused()
 }
 
 /// Whether the port is among the watched ones.

@@ -86,6 +86,20 @@ impl Address {
     }
 }
 
+/// What the daemon can take. It renews this several times a second; whatever
+/// exceeds it goes direct, or is refused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// In ns of CLOCK_MONOTONIC. Past it the daemon is taken for stalled.
+    pub until: u64,
+    /// How many more connects it has room for until it renews this; the
+    /// kernel side counts it down.
+    pub room: i64,
+    /// 1: what the daemon cannot take is refused. 0: it goes direct.
+    pub closed: u64,
+}
+
 /// A connection between its SYN and the daemon's side of the handshake, named
 /// by what both ends see alike. Ports in host byte order.
 #[repr(C)]
@@ -122,15 +136,26 @@ pub enum Counter {
     HandoverFailed = 9,
     /// Children of a watched process that found the table full; direct.
     ProcessNotTracked = 10,
+    /// The daemon did not answer in time; direct.
+    DirectStalled = 11,
+    /// The daemon had no room; direct.
+    DirectNoRoom = 12,
+    /// Refused, where otherwise it would have gone direct since the daemon was
+    /// stalled or gone, had no room, or its record could not be stored.
+    Blocked = 13,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 11;
+pub const COUNTERS: usize = 14;
 
 // SAFETY: `repr(C)`, integers only and without padding (see the tests), so
 // every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Record {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Gate {}
 
 #[cfg(test)]
 mod tests {
@@ -140,6 +165,7 @@ mod tests {
     fn has_no_padding() {
         assert_eq!(size_of::<Record>(), 2 * 8 + 16 + COMM_LEN + 6 * 4);
         assert_eq!(size_of::<Handshake>(), 16 + 2 * 4);
+        assert_eq!(size_of::<Gate>(), 3 * 8);
     }
 
     #[test]

@@ -3,17 +3,20 @@
 //!
 //! - [`connect`]: sends the target's TCP connects on watched ports to the
 //!   daemon's listeners, refuses UDP, and leaves a record on the socket.
+//! - [`gate`]: leaves alone, or refuses, what the daemon cannot take.
 //! - [`handover`]: carries the record to the socket that the daemon accepts.
 //! - [`peername`]: gives the client its original destination back.
 //! - [`track`]: follows a process tree, where one process is the target.
 //!
-//! Nothing here can refuse or lose a TCP connection: whatever is not fit to
-//! be redirected goes direct and is counted.
+//! Nothing here refuses or loses a TCP connection, unless that was asked for
+//! (`--fail closed`): whatever is not fit to be redirected goes direct and is
+//! counted.
 #![no_std]
 #![no_main]
 
 mod connect;
 mod context;
+mod gate;
 mod handover;
 mod maps;
 mod owner;

@@ -2,10 +2,10 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
-    btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use retryscope_ebpf::{COUNTERS, Counter, Handshake, MAX_HANDSHAKES, MAX_PORTS, MAX_PROCESSES, Record};
+use retryscope_ebpf::{COUNTERS, Counter, Gate, Handshake, MAX_HANDSHAKES, MAX_PORTS, MAX_PROCESSES, Record};
 
 /// On a client's socket that was redirected. Freed with the socket.
 #[btf_map]
@@ -32,6 +32,10 @@ pub(crate) static PORTS: HashMap<u32, u32, MAX_PORTS> = HashMap::new();
 /// since boot. Unused where a whole cgroup is the target.
 #[btf_map]
 pub(crate) static PROCESSES: HashMap<u32, u64, MAX_PROCESSES> = HashMap::new();
+
+/// What the daemon can take; one entry.
+#[btf_map]
+pub(crate) static GATE: Array<Gate, 1> = Array::new();
 
 #[btf_map]
 pub(crate) static TALLY: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     Failure, ca, log_to_stderr,
-    options::Options,
+    options::{Fail, Options},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     run::{require_root, say},
     runtime,
@@ -81,8 +81,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     let scene = Scene::set()?;
     process::raise_file_limit();
-    let watched = redirect::Options { ports: args.options.ports(), allow_quic: args.options.allow_quic, target };
+    let closed = (args.options.fail == Fail::Closed).then(|| place(&target)).transpose()?;
+    let watched = redirect::Options {
+        ports: args.options.ports(),
+        allow_quic: args.options.allow_quic,
+        fail: args.options.fail.into(),
+        target,
+    };
     let settings = Settings {
+        closed,
         ports: watched.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,
@@ -135,6 +142,14 @@ fn ports_in_words(ports: &[u16]) -> String {
         [] => "any port".into(),
         ports => format!("port {}", ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// The cgroup that the target is in.
+fn place(target: &Target) -> Result<PathBuf, Failure> {
+    Ok(match target {
+        Target::Cgroup(path) => path.clone(),
+        Target::Process { pid } => redirect::cgroup::of_process(*pid)?,
+    })
 }
 
 /// The directory of a cgroup that is named by its path in the file system, or

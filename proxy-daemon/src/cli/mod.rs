@@ -27,7 +27,10 @@ use std::{
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use crate::process::{janitor, launch};
+use crate::{
+    process::{janitor, launch, warden},
+    redirect,
+};
 
 const USAGE: u8 = 64;
 
@@ -117,6 +120,9 @@ pub fn main() -> ExitCode {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
         [hidden] if hidden == janitor::JANITOR => return janitor::main(),
+        [hidden] if hidden == warden::WARDEN => {
+            return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
+        }
         _ => {}
     }
     let cli = match Cli::try_parse() {

@@ -11,6 +11,7 @@ use crate::{
     control,
     flow::filter::Filter,
     proxy::{Mapping, Routes},
+    redirect,
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
     tls::Upstream,
@@ -82,6 +83,15 @@ pub(super) struct Options {
     #[arg(long)]
     pub(super) strict: bool,
 
+    /// What becomes of connections that retryscope cannot carry: they go direct, or are refused
+    ///
+    /// It cannot where it has died, does not answer in time, or is out of
+    /// open files or other room. Closed refuses connections also after it has
+    /// been killed, until the target is gone; after an orderly end they go
+    /// direct in any case.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Fail::Open)]
+    pub(super) fail: Fail,
+
     /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it
     #[arg(long)]
     pub(super) allow_quic: bool,
@@ -125,6 +135,23 @@ pub(super) struct Options {
     /// Say more about what happens; twice for every attempt
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Fail {
+    /// They go direct, unobserved, and are counted
+    Open,
+    /// They are refused, and counted
+    Closed,
+}
+
+impl From<Fail> for redirect::Fail {
+    fn from(fail: Fail) -> Self {
+        match fail {
+            Fail::Open => Self::Open,
+            Fail::Closed => Self::Closed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -184,6 +184,12 @@ fn differences(finished: &Finished) -> Vec<DifferenceEntry> {
         );
         found.push(DifferenceEntry::new("quic-refused", "", quic, text));
     }
+    let blocked = finished.redirect.blocked;
+    if blocked > 0 {
+        let text =
+            format!("Connections were refused that retryscope could not carry, as --fail closed asks: {blocked}.");
+        found.push(DifferenceEntry::new("blocked", "", blocked, text));
+    }
     let lost = finished.redirect.handover_failed;
     if lost > 0 {
         let text = format!("Connections were closed since the kernel had lost their records: {lost}.");

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Failure, log_to_stderr,
-    options::{Checked, Options},
+    options::{Checked, Fail, Options},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     runtime,
     scene::Scene,
@@ -180,6 +180,7 @@ impl Job {
         let watched = redirect::Options {
             ports: options.ports(),
             allow_quic: options.allow_quic,
+            fail: options.fail.into(),
             target: Target::Cgroup(scene.target.clone()),
         };
         let (mut notes, mut trust_notes) = (Vec::new(), Vec::new());
@@ -204,6 +205,7 @@ impl Job {
             let (authority, trust) = prepared??;
             let settings = Settings {
                 ports: options.ports(),
+                closed: (options.fail == Fail::Closed).then(|| scene.target.clone()),
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,

@@ -9,6 +9,7 @@ pub mod janitor;
 pub mod launch;
 mod program;
 mod table;
+pub mod warden;
 
 use std::{
     io,

@@ -384,6 +384,7 @@ impl Visit<'_> {
     fn unreachable(&self, client: &TcpStream, to: SocketAddr, error: &io::Error) {
         let name = to.to_string();
         let (kind, hint, differs) = if failure::is_exhaustion(error) {
+            self.proxy.capacity.exhausted();
             (
                 "retryscope ran out of resources",
                 format!(

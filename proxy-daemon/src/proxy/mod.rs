@@ -6,6 +6,7 @@
 //! upstream is connected and verified before the client is answered; what
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
+mod capacity;
 mod connection;
 mod exchange;
 mod failure;
@@ -33,6 +34,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use capacity::{BELIEF, Capacity, PULSE};
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
 pub use learned::Learned;
@@ -60,6 +62,7 @@ pub struct Proxy {
     pub routes: Routes,
     pub learned: Learned,
     pub counters: Counters,
+    pub capacity: Capacity,
 }
 
 #[derive(Debug, Default)]
@@ -130,11 +133,15 @@ impl Proxy {
             Ok((client, _)) => {
                 let proxy = Arc::clone(self);
                 let drain = drain.clone();
-                connections.spawn(async move { connection::serve(&proxy, client, drain).await });
+                connections.spawn(async move {
+                    let _place = proxy.capacity.enter();
+                    connection::serve(&proxy, client, drain).await;
+                });
             }
             Err(error) => {
                 self.counters.accept_failures.fetch_add(1, Ordering::Relaxed);
                 if failure::is_exhaustion(&error) {
+                    self.capacity.exhausted();
                     tracing::warn!(%error, "cannot accept a connection; it waits");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }

@@ -10,7 +10,7 @@
 //! done. [`outermost`] chooses.
 use std::{
     collections::BTreeSet,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -47,6 +47,7 @@ pub struct Maps {
     pub accepted: OwnedFd,
     pub exempt: OwnedFd,
     pub tally: OwnedFd,
+    pub gate: OwnedFd,
 }
 
 /// The programs on one cgroup. They stay until this is dropped.
@@ -61,6 +62,10 @@ impl Attachment {
     /// What diverts or refuses, and what serves connections already diverted.
     pub fn into_parts(self) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
         (self.diverting, self.serving)
+    }
+
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.diverting.iter().chain(&self.serving).map(AsFd::as_fd).collect()
     }
 
     pub fn from_parts(diverting: Vec<OwnedFd>, serving: Vec<OwnedFd>) -> Self {
@@ -112,6 +117,7 @@ impl Attacher {
             accepted: self.loaded.map("ACCEPTED")?,
             exempt: self.loaded.map("EXEMPT")?,
             tally: self.loaded.map("TALLY")?,
+            gate: self.loaded.map("GATE")?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! One program on one cgroup: a `bpf_link`, which lasts as long as somebody
 //! holds its descriptor.
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
@@ -51,11 +52,39 @@ pub(super) fn create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook
     // SAFETY: the attributes outlive the call, their size is told, and both
     // descriptors are open.
     let made = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attributes, size_of::<LinkCreate>()) };
+    opened(made)
+}
+
+fn opened(made: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(made) {
         // SAFETY: the kernel has just opened it for us, closed on exec.
         Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The part of `union bpf_attr` that BPF_RAW_TRACEPOINT_OPEN reads.
+#[repr(C)]
+struct TracepointOpen {
+    name: u64,
+    program: u32,
+    _padding: u32,
+}
+
+/// Attaches a program to a raw tracepoint.
+pub(super) fn trace(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Result<OwnedFd> {
+    const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+    let attributes = TracepointOpen {
+        name: tracepoint.as_ptr().addr() as u64,
+        program: program.as_raw_fd().cast_unsigned(),
+        _padding: 0,
+    };
+    // SAFETY: the attributes and the name outlive the call, the size is told,
+    // and the descriptor is open.
+    let made = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_RAW_TRACEPOINT_OPEN, &raw const attributes, size_of::<TracepointOpen>())
+    };
+    opened(made)
 }
 
 #[cfg(test)]

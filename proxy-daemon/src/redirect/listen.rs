@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
 };
 
 use nix::libc;
@@ -48,6 +48,27 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
 pub(super) fn port(listener: &TcpListener) -> Result<u32, RedirectError> {
     let address = listener.local_addr().map_err(|cause| RedirectError::Listener { address: "the loopback", cause })?;
     Ok(u32::from(address.port()))
+}
+
+/// A listener's accept queue: how many connections wait in it, and how many
+/// can at the most.
+pub fn queue(listener: &impl AsFd) -> io::Result<(u32, u32)> {
+    // SAFETY: integers only, so that zeros are a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();
+    // SAFETY: the value and its length outlive the call, and agree.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    // Of a listener these two fields tell its queue (`tcp_diag` and `ss` go by
+    // them as well).
+    if result == 0 { Ok((info.tcpi_unacked, info.tcpi_sacked)) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The number by which the kernel side tells this network namespace from

@@ -1,5 +1,6 @@
 //! Loading the kernel side into the kernel, and attaching it.
 use std::{
+    ffi::CStr,
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -14,7 +15,7 @@ use super::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData},
-    programs::{ProgramError, ProgramType, RawTracePoint, links::FdLink},
+    programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 
@@ -27,7 +28,8 @@ pub(super) static OBJECT: &[u8] =
 pub(super) const DIVERTING: [&str; 4] = ["rs_sendmsg4", "rs_sendmsg6", "rs_connect4", "rs_connect6"];
 pub(super) const NAMING: [&str; 2] = ["rs_getpeername4", "rs_getpeername6"];
 pub(super) const HANDOVER: &str = "rs_handover";
-pub(super) const TRACKING: [(&str, &str); 2] = [("rs_fork", "sched_process_fork"), ("rs_exit", "sched_process_exit")];
+pub(super) const TRACKING: [(&str, &CStr); 2] =
+    [("rs_fork", c"sched_process_fork"), ("rs_exit", c"sched_process_exit")];
 
 const LOADING: &str = "loading the eBPF programs";
 const ATTACHING: &str = "attaching the eBPF programs to the cgroup";
@@ -110,14 +112,15 @@ impl Loaded {
     }
 
     /// What follows a process tree.
-    pub(super) fn attach_tracking(&mut self) -> Result<Vec<FdLink>, RedirectError> {
+    pub(super) fn attach_tracking(&mut self) -> Result<Vec<OwnedFd>, RedirectError> {
+        const FOLLOWING: &str = "following the target's children";
         TRACKING
             .into_iter()
             .map(|(name, tracepoint)| {
                 self.load(name)?;
-                let program: &mut RawTracePoint = self.program(name)?;
-                let attached = program.attach(tracepoint).and_then(|id| program.take_link(id));
-                attached.map(FdLink::from).map_err(|error| RedirectError::of("following the target's children", &error))
+                let program = self.ebpf.program(name).ok_or_else(|| wrong_object(name))?;
+                let program = program.fd().map_err(|error| RedirectError::of(FOLLOWING, &error))?;
+                link::trace(program.as_fd(), tracepoint).map_err(|error| RedirectError::of(FOLLOWING, &error))
             })
             .collect()
     }
@@ -144,7 +147,8 @@ impl Loaded {
 
     /// A map's descriptor, which keeps it.
     pub(super) fn map(&self, name: &str) -> Result<OwnedFd, RedirectError> {
-        let (Map::SkStorage(map) | Map::PerCpuArray(map)) = self.ebpf.map(name).ok_or_else(|| wrong_object(name))?
+        let (Map::Array(map) | Map::SkStorage(map) | Map::PerCpuArray(map)) =
+            self.ebpf.map(name).ok_or_else(|| wrong_object(name))?
         else {
             return Err(wrong_object(name));
         };
@@ -158,13 +162,6 @@ impl Loaded {
         let program = self.ebpf.program(name).ok_or_else(|| wrong_object(name))?;
         let program = program.fd().map_err(|error| RedirectError::of(ATTACHING, &error))?;
         link::create(program.as_fd(), cgroup.as_fd(), hook).map_err(|error| RedirectError::of(ATTACHING, &error))
-    }
-
-    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, RedirectError>
-    where
-        &'a mut P: TryFrom<&'a mut aya::programs::Program>,
-    {
-        self.ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| wrong_object(name))
     }
 
     fn map_mut<'a, M>(&'a mut self, name: &str) -> Result<M, RedirectError>

@@ -10,12 +10,15 @@
 //!   to nobody.
 //! - Every attachment is a `bpf_link` that belongs to this process and is not
 //!   pinned: however the process ends, the target's next connect goes direct.
-//! - A socket that is not fit to be redirected goes direct and is counted.
+//! - A socket that is not fit to be redirected goes direct and is counted; so
+//!   does a connect that this process cannot take (`gate`), unless it is to
+//!   be refused.
 #![allow(unsafe_code)]
 
 mod attach;
 mod btf;
 mod error;
+mod gate;
 mod link;
 mod listen;
 mod load;
@@ -27,22 +30,25 @@ pub mod cgroup;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
-use aya::programs::links::FdLink;
 use retryscope_ebpf::Record;
 
-use crate::process::{Owner, ProcessKey};
+use crate::process::{Owner, ProcessKey, warden::Warden};
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
+use gate::Gate;
+pub use gate::{Fail, shut};
 pub use listen::Listeners;
+pub use listen::queue;
 pub use probe::{Probe, probe};
 pub use tally::Counters;
 
@@ -63,6 +69,8 @@ pub struct Options {
     pub ports: Vec<u16>,
     /// Leave UDP to the watched ports alone instead of refusing it.
     pub allow_quic: bool,
+    /// What becomes of connects that cannot be carried.
+    pub fail: Fail,
     pub target: Target,
 }
 
@@ -80,13 +88,15 @@ pub struct Redirected {
 pub struct Redirect {
     // What diverts goes first, also when this is dropped.
     attached: Mutex<Attached>,
-    /// What follows the process tree.
-    _tracking: Vec<FdLink>,
     accepted: SkStorage<MapData, Record>,
     /// Behind a lock only because aya wants `&mut` for what is one system
     /// call on a file descriptor.
     exempt: Mutex<SkStorage<MapData, u32>>,
     tally: PerCpuArray<MapData, u64>,
+    gate: Mutex<Gate>,
+    /// Holds on to everything where connects are refused once this process is
+    /// gone.
+    warden: Mutex<Option<Warden>>,
 }
 
 /// What is attached where, by the number that whoever attached it chose.
@@ -139,37 +149,56 @@ impl Redirect {
             places.insert(0, attacher.attach_daemon()?);
         }
         let mut attachment = attacher.attach_serving(&target)?;
-        let mut tracking = Vec::new();
         if let Target::Process { pid } = options.target {
             // First the tracepoints, then /proc: a child forked in between
             // is seen by one or the other.
-            tracking = attacher.loaded.attach_tracking()?;
+            let following = attacher.loaded.attach_tracking()?;
+            places.insert(2, Attachment::from_parts(Vec::new(), following));
             tree::seed(&mut attacher.loaded.processes()?, pid)?;
         }
         attacher.attach_diverting(&target, &mut attachment)?;
         places.insert(1, attachment);
-        let mut redirect = Self::new(attacher.maps()?)?;
-        redirect._tracking = tracking;
+        let redirect = Self::new(attacher.maps()?, options.fail)?;
         redirect.attached().places = places;
         Ok((redirect, listeners))
     }
 
     /// With the maps of a kernel side that was loaded elsewhere, and nothing
     /// attached yet.
-    pub fn new(maps: Maps) -> Result<Self, RedirectError> {
-        fn opened<M: TryFrom<Map, Error = MapError>>(map: OwnedFd) -> Result<M, RedirectError> {
-            MapData::from_fd(map)
-                .and_then(Map::from_map_data)
-                .and_then(M::try_from)
-                .map_err(|error| RedirectError::of("opening the maps", &error))
-        }
+    pub fn new(maps: Maps, fail: Fail) -> Result<Self, RedirectError> {
         Ok(Self {
             attached: Mutex::default(),
-            _tracking: Vec::new(),
             accepted: opened(maps.accepted)?,
             exempt: Mutex::new(opened(maps.exempt)?),
             tally: opened(maps.tally)?,
+            gate: Mutex::new(Gate::new(maps.gate, fail)?.open()),
+            warden: Mutex::default(),
         })
+    }
+
+    /// Lets another process hold on to what is attached, so that the target's
+    /// connects are refused should this one end before its time. `ports` and
+    /// `target` are for what it then says.
+    pub fn guard(&self, listeners: &Listeners, ports: &[u16], target: &str, cgroup: &Path) -> io::Result<()> {
+        let attached = self.attached();
+        let mut warden = self.warden();
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let listening: Vec<_> =
+            [Some(listeners.v4.as_fd()), listeners.v6.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+        let started = warden.insert(Warden::start(gate.descriptor(), &listening, ports, target, cgroup)?);
+        for (number, place) in &attached.places {
+            started.hold(*number, &place.descriptors())?;
+        }
+        Ok(())
+    }
+
+    fn warden(&self) -> MutexGuard<'_, Option<Warden>> {
+        self.warden.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process answers for so long, and has room for so many connects.
+    pub fn renew(&self, time: Duration, room: u64) {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).renew(time, room);
     }
 
     /// Takes over what was attached, under a number of its own; what has this
@@ -179,6 +208,11 @@ impl Redirect {
         if attached.over {
             attachment.diverting.clear();
         }
+        if let Some(warden) = self.warden().as_mut()
+            && let Err(error) = warden.hold(number, &attachment.descriptors())
+        {
+            tracing::error!(%error, "what is attached now goes direct, not refused, should this process die");
+        }
         attached.places.insert(number, attachment);
     }
 
@@ -186,13 +220,22 @@ impl Redirect {
     /// keep their records and their peer's name.
     pub fn retire(&self, number: u64) {
         if let Some(place) = self.attached().places.get_mut(&number) {
+            self.let_go(number);
             place.diverting.clear();
+        }
+    }
+
+    fn let_go(&self, number: u64) {
+        if let Some(warden) = self.warden().as_mut() {
+            warden.let_go(number);
         }
     }
 
     /// Lets go of a place.
     pub fn remove(&self, number: u64) {
-        self.attached().places.remove(&number);
+        let mut attached = self.attached();
+        self.let_go(number);
+        attached.places.remove(&number);
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {
@@ -229,7 +272,15 @@ impl Redirect {
     pub fn detach(&self) {
         let mut attached = self.attached();
         attached.over = true;
+        // An orderly end: nobody is to be kept out.
+        drop(self.warden().take());
         attached.places.values_mut().for_each(|place| place.diverting.clear());
+    }
+}
+
+impl Drop for Redirect {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 
@@ -237,6 +288,14 @@ impl fmt::Debug for Redirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redirect").field("counters", &self.counters()).finish_non_exhaustive()
     }
+}
+
+/// A map by its descriptor.
+fn opened<M: TryFrom<Map, Error = MapError>>(map: OwnedFd) -> Result<M, RedirectError> {
+    MapData::from_fd(map)
+        .and_then(Map::from_map_data)
+        .and_then(M::try_from)
+        .map_err(|error| RedirectError::of("opening the maps", &error))
 }
 
 fn redirected(record: &Record) -> Redirected {

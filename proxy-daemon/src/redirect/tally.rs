@@ -28,6 +28,12 @@ pub struct Counters {
     pub handover_failed: u64,
     /// Processes of the target's tree for which the table had no room.
     pub process_not_tracked: u64,
+    /// Direct: this process did not answer in time.
+    pub direct_stalled: u64,
+    /// Direct: this process had no room for it.
+    pub direct_no_room: u64,
+    /// Refused by `--fail closed`.
+    pub blocked: u64,
 }
 
 impl Counters {
@@ -46,6 +52,9 @@ impl Counters {
             unmatched: less(self.unmatched, earlier.unmatched),
             handover_failed: less(self.handover_failed, earlier.handover_failed),
             process_not_tracked: less(self.process_not_tracked, earlier.process_not_tracked),
+            direct_stalled: less(self.direct_stalled, earlier.direct_stalled),
+            direct_no_room: less(self.direct_no_room, earlier.direct_no_room),
+            blocked: less(self.blocked, earlier.blocked),
         }
     }
 
@@ -63,6 +72,11 @@ impl Counters {
             (self.direct_other_netns, "the process was in another network namespace"),
             (self.direct_no_listener, "it was IPv6, and this machine has no ::1"),
             (self.direct_link_local, "the destination was link-local"),
+            (self.direct_stalled, "retryscope did not answer in time (it was stopped, or starved of processor time)"),
+            (
+                self.direct_no_room,
+                "retryscope had no room for more (its accept queue or its limit of open files, `ulimit -n`, was used up)",
+            ),
         ];
         let mut sentences: Vec<String> = direct
             .iter()
@@ -98,6 +112,9 @@ pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
         unmatched: of(Counter::Unmatched),
         handover_failed: of(Counter::HandoverFailed),
         process_not_tracked: of(Counter::ProcessNotTracked),
+        direct_stalled: of(Counter::DirectStalled),
+        direct_no_room: of(Counter::DirectNoRoom),
+        blocked: of(Counter::Blocked),
     }
 }
 

@@ -193,6 +193,15 @@ impl Running {
     }
 
     /// Whether the process has ended by now.
+    /// Waits for a line on standard error that holds `part`.
+    #[track_caller]
+    pub fn error_line(&self, part: &str) -> String {
+        super::until(&format!("{} says '{part}'", self.name), super::SOON, || {
+            let said = show(&self.stderr.bytes());
+            said.lines().find(|line| line.contains(part)).map(str::to_owned)
+        })
+    }
+
     pub fn ended(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.ended.get_mut().expect("not poisoned").try_recv().ok();

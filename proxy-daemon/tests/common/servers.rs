@@ -1,10 +1,15 @@
 //! Servers that are not the harness's: moto and nginx, and the S3 server of
 //! this repository's testbed.
 use std::{
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
 };
 
 use tempfile::TempDir;
@@ -153,5 +158,52 @@ impl Nginx {
 
     pub fn folder(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+/// A server that gives back what it gets.
+pub struct Echo {
+    pub address: SocketAddr,
+    over: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    pub fn start() -> Self {
+        super::clients::root();
+        let listener = super::own_listener(443);
+        let address = listener.local_addr().expect("its address");
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&over);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                // Each ends with its client.
+                std::thread::spawn(move || echo(stream));
+            }
+        });
+        Self { address, over, accepting: Some(accepting) }
+    }
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 256];
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        // Wakes who waits for the next connection.
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
     }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod direct;
+mod gate;
 mod lifetime;
 mod peername;
 mod several;

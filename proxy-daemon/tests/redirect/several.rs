@@ -1,7 +1,7 @@
 //! One kernel side on several cgroups, which come and go while it runs.
 use std::path::{Path, PathBuf};
 
-use retryscope::redirect::{Attacher, Listeners, Redirect, Watched, cgroup, listeners};
+use retryscope::redirect::{Attacher, Fail, Listeners, Redirect, Watched, cgroup, listeners};
 
 use crate::world::{Client, Daemon, World, accept, attached_programs, kill_all, server, world};
 
@@ -16,7 +16,7 @@ fn several<'a>(world: &'a World, own: &Path) -> Several<'a> {
     let listeners: Listeners = listeners().expect("listeners");
     let watched = Watched { ports: vec![443], allow_quic: false };
     let mut attacher = Attacher::load(&watched, &listeners, own).expect("the kernel side: run as root");
-    let redirect = Redirect::new(attacher.maps().expect("the maps")).expect("the maps");
+    let redirect = Redirect::new(attacher.maps().expect("the maps"), Fail::Open).expect("the maps");
     redirect.add(0, attacher.attach_daemon().expect("the hand-over"));
     Several { world, attacher, daemon: Daemon { redirect, listeners } }
 }

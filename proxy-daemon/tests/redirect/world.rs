@@ -17,7 +17,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
 };
-use retryscope::redirect::{Counters, Listeners, Options, Redirect, Redirected, Target, cgroup};
+use retryscope::redirect::{Counters, Fail, Listeners, Options, Redirect, Redirected, Target, cgroup};
 use serde_json::Value;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -82,7 +82,7 @@ impl World {
 
 /// A whole cgroup's port 443.
 pub(crate) fn options(target: &Path) -> Options {
-    Options { ports: vec![443], allow_quic: false, target: Target::Cgroup(target.into()) }
+    Options { ports: vec![443], allow_quic: false, fail: Fail::Open, target: Target::Cgroup(target.into()) }
 }
 
 impl Drop for World {
