@@ -5,7 +5,6 @@ mod common;
 
 use std::{
     ffi::{OsStr, OsString},
-    io::Read,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::Command,
