@@ -102,7 +102,7 @@ async fn absence<S: OverSocket>(client: &Side<'_, S>, shared: &Shared) {
     let Ok(watch) = watch else { return std::future::pending().await };
     // Not data, of which there is some: an end (or urgent data, which TLS has
     // none of).
-    let lost = watch.ready(Interest::PRIORITY | Interest::ERROR).await.map_or(true, |ready| ready.is_error());
+    let lost = watch.ready(Interest::PRIORITY | Interest::ERROR).await.map_or(true, tokio::io::Ready::is_error);
     if !lost {
         // It says nothing more, and may be asking again elsewhere by now; what
         // it has said is still passed on.
