@@ -3,110 +3,29 @@
 //! it was.
 mod common;
 
-use std::{io, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use common::{
-    NAME, Outcome, Report, Run, SOON, TestCa, Upstream, Wire, clients,
+    NAME, Run, SOON, TestCa, Upstream, Wire,
+    by_hand::ByHand,
+    clients,
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, OK, RST_STREAM, SETTINGS, frame, frames, get, greet,
+        next, next_of, post, status,
+    },
     report::{amount, number},
-    run::RunningRun,
     until,
-    wire::{Face, WireConn},
+    wire::Face,
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-
-/// On DATA and HEADERS.
-const END_STREAM: u8 = 1;
-/// On SETTINGS and PING.
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `:status: 200`, as HPACK's table has it.
-const OK: &[u8] = &[0x88];
 /// `:status: 413`, of which the table has the name alone.
 const TOO_LARGE: &[u8] = b"\x08\x03413";
 /// `:status: 304` with `content-length: 1234`.
 const NOT_MODIFIED: &[u8] = b"\x8b\x0f\x0d\x041234";
 
 const INTERNAL_ERROR: u32 = 2;
-
-const H2: Face<'static> = Face { port: 443, leaf: Some(common::ca::Leaf::Good), names: &[NAME], alpn: &["h2"] };
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-}
-
-/// Begins as a server of HTTP/2.
-async fn greet(conn: &mut WireConn) -> io::Result<()> {
-    conn.until("SM\r\n\r\n").await?;
-    conn.send(frame(SETTINGS, 0, 0, b"")).await
-}
-
-/// The next frame; what asks for an acknowledgement gets it.
-async fn next(conn: &mut WireConn) -> io::Result<Frame> {
-    let head = conn.exact(9).await?;
-    let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-    let payload = conn.exact(length).await?;
-    let (kind, flags) = (head[3], head[4]);
-    if matches!(kind, SETTINGS | PING) && flags & ACK == 0 {
-        let back = if kind == PING { payload } else { Vec::new() };
-        conn.send(frame(kind, ACK, 0, &back)).await?;
-    }
-    Ok(Frame { kind, flags, stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]) })
-}
-
-/// Reads on to the next frame of a kind; tells its stream.
-async fn next_of(conn: &mut WireConn, kind: u8) -> io::Result<u32> {
-    loop {
-        let frame = next(conn).await?;
-        if frame.kind == kind {
-            return Ok(frame.stream);
-        }
-    }
-}
-
-fn get(path: &str) -> Value {
-    json!([[":method", "GET"], [":scheme", "https"], [":authority", NAME], [":path", path]])
-}
-
-fn post(path: &str) -> Value {
-    json!([[":method", "POST"], [":scheme", "https"], [":authority", NAME], [":path", path]])
-}
-
-/// Runs the client of frames; its JSON is checked to tell of no failure.
-#[track_caller]
-fn frames(direct: bool, address: std::net::SocketAddr, ca: &TestCa, steps: &Value) -> (Value, Outcome) {
-    let outcome = Run::via(direct)
-        .to(NAME, address, ca)
-        .stdin(steps.to_string().as_bytes())
-        .start(words![clients::python(), clients::script("h2_frames.py"), NAME])
-        .finish()
-        .ok();
-    let got = outcome.json();
-    assert_eq!(got["ended"], "done", "direct={direct}: {got}");
-    (got, outcome)
-}
-
-#[track_caller]
-fn status(got: &Value, stream: u32) -> &str {
-    let fields = got["streams"][stream.to_string()]["fields"].as_array().into_iter().flatten();
-    let mut found = fields.filter(|field| field[0] == ":status").filter_map(|field| field[1].as_str());
-    found.next_back().unwrap_or_else(|| panic!("no status on stream {stream}: {got}"))
-}
 
 /// Streams that the client leaves unread, with all of their windows used up,
 /// hold up none of the others.
@@ -316,33 +235,6 @@ fn host_stands_in_for_the_authority() {
             let operations: Vec<&Value> = report.operations().map(|row| &row["operation"]).collect();
             assert_eq!(operations, ["GET elsewhere.test/hello"], "{report}");
         }
-    }
-}
-
-/// The client that makes its connections by hand, one line at a time.
-struct ByHand {
-    run: RunningRun,
-    at: usize,
-}
-
-impl ByHand {
-    fn start(wire: &Wire, ca: &TestCa) -> Self {
-        let run = Run::new().to(NAME, wire.address, ca);
-        Self { run: run.start(words![clients::python(), clients::script("tls_by_hand.py"), NAME]), at: 0 }
-    }
-
-    #[track_caller]
-    fn step(&mut self, step: &Value) -> Value {
-        self.run.write(format!("{step}\n").as_bytes());
-        let (line, at) = self.run.line_after(self.at, step[0].as_str().expect("a word"));
-        self.at = at;
-        serde_json::from_str(&line).expect("JSON from the client")
-    }
-
-    #[track_caller]
-    fn finish(mut self) -> Report {
-        self.run.close_stdin();
-        self.run.finish().ok().report()
     }
 }
 

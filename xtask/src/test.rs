@@ -40,6 +40,7 @@ const SDKS: &[&str] = &[
     "azure-core==1.41.0",
     "azure-storage-blob==12.31.1",
     "grpcio==1.76.0",
+    "websockets==15.0.1",
 ];
 
 /// What receives OTLP.

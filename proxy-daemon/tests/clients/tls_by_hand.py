@@ -2,12 +2,15 @@
 
 ["open", NAME], ["hello", NAME] (the first message of a handshake and no more), ["send", NAME, TEXT],
 ["head", NAME] (reads one head), ["notify", NAME] (close_notify, the socket stays), ["close", NAME] (the socket
-alone), ["drain", NAME] (whatever still comes on the socket, to its end). Prints a JSON list for each: the line's first
-word, and the head where one was read. Goes through a memory buffer, since Python's sockets join the two ways to end.
+alone), ["drain", NAME] (whatever still comes on the socket, to its end), ["port", NAME] (its own), ["flood", NAME]
+(sends until nothing more is taken for a second), ["reset", NAME]. Prints a JSON list for each: the line's first word,
+and what it found. Goes through a memory buffer, since Python's sockets join the two ways to end.
 """
 import json
+import select
 import socket
 import ssl
+import struct
 import sys
 
 host = sys.argv[1]
@@ -51,6 +54,22 @@ class Connection:
             pass
         self.socket.close()
 
+    def flood(self):
+        self.socket.setblocking(False)
+        sent = 0
+        while select.select([], [self.socket], [], 1)[1]:
+            if not self.goes.pending:
+                self.tls.write(b"f" * 16384)
+            record = self.goes.read()
+            taken = self.socket.send(record)
+            sent += taken
+            rest = memoryview(record)[taken:]
+            while rest and select.select([], [self.socket], [], 1)[1]:
+                taken = self.socket.send(rest)
+                sent += taken
+                rest = rest[taken:]
+        return sent
+
     def head(self):
         while b"\r\n\r\n" not in self.text:
             piece = self.until(lambda: self.tls.read(65536))
@@ -80,6 +99,13 @@ for line in sys.stdin:
         connection.once(connection.tls.unwrap)
     elif what == "close":
         connection.close()
+    elif what == "port":
+        answer.append(connection.socket.getsockname()[1])
+    elif what == "flood":
+        answer.append(connection.flood())
+    elif what == "reset":
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.socket.close()
     elif what == "drain":
         while connection.socket.recv(65536):
             pass

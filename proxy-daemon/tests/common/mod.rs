@@ -18,9 +18,12 @@
     reason = "each test binary uses its own part of the harness"
 )]
 
+pub mod both;
+pub mod by_hand;
 pub mod ca;
 pub mod cgroup;
 pub mod clients;
+pub mod frames;
 pub mod lingering;
 pub mod process;
 pub mod report;

@@ -169,8 +169,19 @@ impl Running {
     /// The same from byte `from` on; also tells where the line ended.
     #[track_caller]
     pub fn line_after(&self, from: usize, part: &str) -> (String, usize) {
+        self.find_line(super::SOON, from, part)
+    }
+
+    /// The first such line of what takes its time.
+    #[track_caller]
+    pub fn line_within(&self, deadline: Duration, part: &str) -> String {
+        self.find_line(deadline, 0, part).0
+    }
+
+    #[track_caller]
+    fn find_line(&self, deadline: Duration, from: usize, part: &str) -> (String, usize) {
         let mut found = None;
-        let seen = self.stdout.wait(super::SOON, |bytes, _| {
+        let seen = self.stdout.wait(deadline, |bytes, _| {
             let mut at = from;
             while let Some(length) = bytes[at.min(bytes.len())..].iter().position(|&byte| byte == b'\n') {
                 let line = show(&bytes[at..at + length]);

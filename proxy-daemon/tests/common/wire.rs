@@ -118,6 +118,24 @@ impl WireConn {
         drop(self);
     }
 
+    /// Waits until the client side resets the connection, without reading any
+    /// of what it has said.
+    pub async fn reset_comes(&mut self) -> io::Error {
+        loop {
+            if let Ok(Some(error)) = self.socket.take_error() {
+                return error;
+            }
+            // The kernel tells a reader alone.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Keeps a text among the heads.
+    pub fn keep(&self, text: &str) {
+        self.shared.heads.lock().expect("not poisoned").push(text.into());
+        self.shared.changed.notify_all();
+    }
+
     /// Something for the test to wait for.
     pub fn note(&self, text: &str) {
         self.shared.notes.lock().expect("not poisoned").push(text.into());

@@ -14,6 +14,7 @@ mod down;
 mod head;
 mod pass;
 mod ruled;
+mod side;
 mod told;
 mod up;
 mod wire;
@@ -30,7 +31,14 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-use self::{body::Progress, down::down, head::Framing, ruled::Told, up::up};
+use self::{
+    body::Progress,
+    down::down,
+    head::Framing,
+    ruled::Told,
+    side::{OverSocket, Side, Watching},
+    up::up,
+};
 use super::{
     exchange::{Account, Exchange, Peer, lock},
     failure,
@@ -170,14 +178,19 @@ pub(super) async fn serve<C, U>(
     drain: watch::Receiver<bool>,
 ) -> End
 where
-    C: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + OverSocket + Send + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let shared = Shared { queue: Mutex::default(), taken: Notify::new() };
-    let (mut client_read, mut client_write) = tokio::io::split(client);
-    let (mut upstream_read, mut upstream_write) = tokio::io::split(upstream);
+    let client = Side::new(client);
+    let (mut client_read, mut client_write) = (client.half(), client.half());
+    let (mut upstream_read, upstream_write) = tokio::io::split(upstream);
+    let mut upstream_write = Watching::new(upstream_write, &client, &shared);
 
-    let up = up(&mut client_read, &mut upstream_write, &shared, account, peer);
+    let up = async {
+        let stop = up(&mut client_read, &mut upstream_write, &shared, account, peer).await;
+        if upstream_write.has_lost_its_client() { Stop::Read(io::ErrorKind::ConnectionReset.into()) } else { stop }
+    };
     let down = down(&mut upstream_read, &mut client_write, &shared);
     tokio::pin!(up, down);
     let mut draining = std::pin::pin!(drained(drain, &shared));

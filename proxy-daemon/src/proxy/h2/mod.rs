@@ -6,6 +6,9 @@
 //! per stream. A window is opened only for what the other side has taken, so
 //! that back-pressure is the peers' own. All of a connection's streams live
 //! in its one task.
+mod frame;
+mod leg;
+mod link;
 mod pass;
 mod ruled;
 mod stream;
@@ -25,7 +28,11 @@ use tokio::{
     sync::watch,
 };
 
-use self::stream::{begin, io_failure, stream};
+use self::{
+    leg::Leg,
+    link::{Link, Side},
+    stream::{begin, io_failure, stream},
+};
 use super::{
     exchange::{Account, Peer},
     h1::End,
@@ -39,6 +46,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Frames of ours; the protocol's least and everybody's default.
 const FRAME: u32 = 16 * 1024;
+/// Streams before the upstream has said how many it takes. How many those are
+/// is the client's own choice until then, and so it is here.
+const MANY: usize = usize::MAX >> 1;
 /// Resets a client may have under way: the upstream is the one to call it
 /// abuse, so this is far above what servers allow.
 const MAX_RESETS: usize = 4096;
@@ -55,14 +65,16 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
+    let link = Link::default();
     let handshake = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .enable_push(false)
+        .initial_max_send_streams(MANY)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(None)
-        .handshake::<_, Bytes>(upstream);
+        .handshake::<_, Bytes>(Leg::new(upstream, Side::Upstream, &link));
     let (sender, mut connection) = match handshake.await {
         Ok(pair) => pair,
         Err(error) => return end_of(&error),
@@ -74,7 +86,9 @@ where
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(None)
-        .handshake::<_, Bytes>(client);
+        // Told to the client only where the upstream says so (RFC 8441 §3).
+        .enable_connect_protocol()
+        .handshake::<_, Bytes>(Leg::new(client, Side::Client, &link));
     // The upstream's side must move while the client's preface is awaited.
     let mut upstream_end = None;
     let mut server = {
@@ -85,7 +99,10 @@ where
                     Ok(server) => break server,
                     Err(error) => return end_of(&error),
                 },
-                end = &mut connection, if upstream_end.is_none() => upstream_end = Some(end),
+                end = &mut connection, if upstream_end.is_none() => {
+                    link.upstream_has_gone();
+                    upstream_end = Some(end);
+                }
             }
         }
     };
@@ -153,6 +170,14 @@ where
                     }
                 }
                 if !accepted {
+                    // Settings change one after the other, each when the last
+                    // has been acknowledged.
+                    if link.has_changed() {
+                        if server.set_initial_window_size(STREAM_WINDOW).is_ok() {
+                            continue;
+                        }
+                        link.still_changed();
+                    }
                     break;
                 }
             }
@@ -178,12 +203,21 @@ where
             Poll::Pending
         });
         match turn.await {
-            Turn::Over(end) | Turn::Break(Break::End(end)) => return end,
+            Turn::Over(end) | Turn::Break(Break::End(end)) => {
+                if upstream_end.is_none() {
+                    // The client's goodbye, and its last resets.
+                    poll_fn(|context| Poll::Ready(drop(Pin::new(&mut connection).poll(context)))).await;
+                }
+                return end;
+            }
             Turn::Break(Break::GoAway(reason)) => {
                 server.abrupt_shutdown(reason);
                 (accepting, aborted) = (false, true);
             }
-            Turn::UpstreamEnded(end) => upstream_end = Some(end),
+            Turn::UpstreamEnded(end) => {
+                link.upstream_has_gone();
+                upstream_end = Some(end);
+            }
             Turn::Settled => {}
             Turn::Goodbye => {
                 server.graceful_shutdown();

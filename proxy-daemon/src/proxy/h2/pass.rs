@@ -59,7 +59,12 @@ pub(super) enum Cut {
     Sink(Reason),
 }
 
+/// A stream that the upstream's goodbye leaves out was not looked at: it may
+/// be asked for again (RFC 9113 §8.7).
 pub(super) fn reason_for(error: &h2::Error) -> Reason {
+    if error.is_go_away() && error.is_remote() {
+        return Reason::REFUSED_STREAM;
+    }
     error.reason().unwrap_or(Reason::INTERNAL_ERROR)
 }
 
