@@ -178,6 +178,7 @@ impl Instance {
             servers,
             upstream: settings.upstream,
             routes: settings.routes,
+            findings: crate::proxy::Findings::default(),
             counters: crate::proxy::Counters::default(),
         });
         let events = settings.events.map(|file| {

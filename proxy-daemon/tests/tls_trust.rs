@@ -103,7 +103,7 @@ impl Server {
                         }
                     };
                     let name = hello.client.server_name.as_deref();
-                    let leaf = leaves.for_upstream(name, [127, 0, 0, 1].into(), &theirs).unwrap();
+                    let leaf = leaves.for_upstream(name, &theirs).unwrap();
                     let alpn = hello.client.alpn.iter().any(|offered| offered == b"http/1.1").then_some(&b"http/1.1"[..]);
                     let config = servers.config(&leaf, alpn).unwrap();
                     let rest = bytes.split_off(hello.length);

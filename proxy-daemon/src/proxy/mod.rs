@@ -10,6 +10,7 @@ mod connection;
 mod exchange;
 mod failure;
 mod feed;
+mod findings;
 mod h1;
 mod h2;
 mod route;
@@ -34,6 +35,7 @@ use tokio::{
 
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
+pub use findings::Findings;
 pub use route::{Mapping, RouteError, Routes};
 pub use socket::{Gate, connect};
 
@@ -56,6 +58,7 @@ pub struct Proxy {
     pub servers: Servers,
     pub upstream: Upstream,
     pub routes: Routes,
+    pub findings: Findings,
     pub counters: Counters,
 }
 

@@ -22,6 +22,7 @@ pub mod ca;
 pub mod cgroup;
 pub mod clients;
 pub mod lingering;
+pub mod peer;
 pub mod process;
 pub mod report;
 pub mod run;
@@ -36,6 +37,7 @@ use std::{
 
 pub use ca::TestCa;
 pub use cgroup::TestCgroup;
+pub use peer::Peer;
 pub use process::{Finished, Running};
 pub use report::Report;
 pub use run::{Outcome, Run};
