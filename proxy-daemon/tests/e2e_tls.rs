@@ -5,7 +5,7 @@ mod common;
 use std::{net::IpAddr, path::Path};
 
 use common::{
-    NAME, Outcome, Peer, Run, TestCa, clients,
+    NAME, Outcome, Peer, Run, SOON, TestCa, clients,
     peer::{Manner, Meeting},
 };
 use rcgen::KeyPair;
@@ -138,6 +138,24 @@ fn post_quantum_key_exchange() {
     }
 }
 
+/// A client whose first choice we lack, but not its second: it is asked for
+/// its hello again.
+#[test]
+fn a_second_hello() {
+    for direct in [true, false] {
+        let ca = TestCa::new();
+        let peer = Peer::start(&ca, Manner::default());
+        let url = format!("https://{NAME}/");
+        let words = words![clients::curl(), "-sS", "-m", "20", "--tlsv1.3", "--curves", "secp521r1:prime256v1", url];
+        let outcome = Run::via(direct).to(NAME, peer.address, &ca).go(words).ok();
+        assert_eq!(outcome.text(), "yes", "direct={direct}");
+        assert_eq!(peer.wait(1)[0].kind == "FullWithHelloRetryRequest", direct);
+        if !direct {
+            intercepted(&outcome, 1);
+        }
+    }
+}
+
 /// Upstreams with keys of every kind in use.
 #[test]
 fn upstream_keys() {
@@ -242,6 +260,41 @@ fn ech_grease_is_passed_over() {
         assert!(carried || !direct, "the client is to carry it");
         if !direct {
             intercepted(&outcome, 2);
+        }
+    }
+}
+
+/// A browser, which checks certificates by its own rules, greases its hello
+/// and offers the post-quantum hybrid first. It has a store of its own, where
+/// the authority is put.
+#[test]
+fn a_browser() {
+    const SCRIPT: &str = r#"set -e
+export HOME=$(mktemp -d)
+trap 'rm -rf "$HOME"' EXIT
+mkdir -p "$HOME/.pki/nssdb"
+certutil -N --empty-password -d "sql:$HOME/.pki/nssdb"
+certutil -A -t C,, -n authority -i "${RETRYSCOPE_TEST_AUTHORITY:-$NODE_EXTRA_CA_CERTS}" -d "sql:$HOME/.pki/nssdb"
+chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking \
+    --disable-component-update --user-data-dir="$HOME/profile" --timeout=20000 --dump-dom "$1"
+"#;
+    clients::need("certutil", "libnss3-tools");
+    clients::need("chromium", "chromium");
+    for direct in [true, false] {
+        let ca = TestCa::new();
+        let peer = Peer::start(&ca, Manner { alpn: &["http/1.1"], ..Manner::default() });
+        let words = words!["/bin/bash", "-c", SCRIPT, "bash", format!("https://{NAME}/")];
+        let outcome = Run::via(direct).to(NAME, peer.address, &ca).deadline(SOON * 4).go(words).ok();
+        assert!(outcome.text().contains("yes"), "direct={direct}: {}", outcome.finished);
+        let asked = peer.asked();
+        let meeting = asked.first().expect("a request");
+        assert_eq!(meeting.group.as_deref(), Some("X25519MLKEM768"), "direct={direct}: {meeting:?}");
+        assert_eq!(meeting.version, "TLSv1_3", "direct={direct}");
+        let greased = meeting.hello.windows(2).any(|part| part == [0xfe, 0x0d]);
+        assert_eq!(greased, direct, "the browser's own hello has ECH, ours has not");
+        if !direct {
+            let report = outcome.report();
+            assert_eq!(report.count("statuses", "200"), peer.asked().len() as u64, "{report}");
         }
     }
 }

@@ -112,20 +112,23 @@ fn a_clients_own_certificate_reaches_the_upstream() {
 }
 
 /// An upstream that asks and goes on without: a client that has none is looked
-/// into from its second connection on, also where the session is resumed, and
-/// is asked as the upstream asks.
+/// into from its second connection on, and asked as the upstream asks; also
+/// where sessions are resumed, which asks nobody, and where they cannot be, so
+/// that the upstream says nothing of how it took the answer.
 #[test]
 fn a_client_without_a_certificate_is_looked_into() {
-    for version in EACH {
+    for (version, tickets) in [("1.2", true), ("1.3", true), ("1.2", false), ("1.3", false)] {
         let ca = TestCa::new();
-        let peer = Peer::start(&ca, asking(version, Asks::Wishes));
+        let peer = Peer::start(&ca, Manner { tickets, ..asking(version, Asks::Wishes) });
         let outcome = Run::new().to(NAME, peer.address, &ca).go(client(&ca, &["--count", "4"])).ok();
-        let what = format!("{version}: {}", outcome.finished);
+        let what = format!("{version} {tickets}: {}", outcome.finished);
         let told = told(&outcome);
         assert!(told.iter().all(|row| row["answer"].is_string()), "{what}");
         let genuine: Vec<bool> = told.iter().map(|row| row["certificate"] == peer.certificate.as_str()).collect();
         assert_eq!(genuine, [true, false, false, false], "{what}");
-        assert!(peer.asked().iter().all(|meeting| meeting.client.is_none()), "{what}");
+        let asked = peer.asked();
+        assert!(asked.iter().all(|meeting| meeting.client.is_none()), "{what}");
+        assert_eq!(asked.iter().any(|meeting| meeting.kind == "Resumed"), tickets, "{what}");
         let report = outcome.report();
         assert_eq!(connections(&report), [3, 1, 0], "{what} {report}");
         assert_eq!(problems(&report), [(ASKED.to_owned(), 1)], "{what}");

@@ -82,7 +82,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
             visit.tunnel(client, name.as_deref(), &first, early, OLD_CLIENT).await;
         }
         Class::Opaque(Opaque::TooLong) => {
-            visit.tunnel(client, None, &first, early, "a TLS hello of more than 64 KiB").await
+            visit.tunnel(client, None, &first, early, "a TLS hello of more than 64 KiB").await;
         }
         Class::Opaque(Opaque::NotTls) => visit.tunnel(client, None, &first, early, "not TLS").await,
         Class::Hello(hello) => visit.greeted(client, *hello, &first, early, drain).await,

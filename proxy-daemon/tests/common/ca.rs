@@ -79,6 +79,20 @@ impl TestCa {
         self.leaf_of(key, Leaf::Good, names, addresses)
     }
 
+    /// A leaf without subject alternative names, as files.
+    pub fn named_in_common(&self, name: &str) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a leaf");
+        let paths = (self.dir.path().join("common.pem"), self.dir.path().join("common.key"));
+        std::fs::write(&paths.0, cert.pem()).expect("writing a certificate");
+        std::fs::write(&paths.1, key.serialize_pem()).expect("writing a key");
+        paths
+    }
+
     /// A client's certificate and its key, in one file.
     pub fn identity(&self, name: &str) -> PathBuf {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");

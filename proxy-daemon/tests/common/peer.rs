@@ -43,8 +43,8 @@ pub struct Manner<'a> {
     pub alpn: &'a [&'a str],
     pub key: KeyPair,
     pub asks: Asks,
-    /// Says this before it is asked anything.
-    pub greeting: Option<&'static str>,
+    /// Sessions can be resumed.
+    pub tickets: bool,
 }
 
 impl Default for Manner<'_> {
@@ -58,7 +58,7 @@ impl Default for Manner<'_> {
             alpn: &[],
             key: KeyPair::generate().expect("a key"),
             asks: Asks::No,
-            greeting: None,
+            tickets: true,
         }
     }
 }
@@ -114,7 +114,7 @@ impl Peer {
                 let (config, state) = (Arc::clone(&config), Arc::clone(&state));
                 tokio::spawn(async move {
                     let mut meeting = Meeting::default();
-                    if let Err(error) = meet(stream, config, &mut meeting, manner.greeting).await {
+                    if let Err(error) = meet(stream, config, &mut meeting).await {
                         meeting.error = Some(error.to_string());
                     }
                     state.meetings.lock().expect("not poisoned").push(meeting);
@@ -178,16 +178,16 @@ fn configuration(ca: &TestCa, manner: &Manner<'_>, pem: &str) -> (ServerConfig, 
         .with_single_cert(vec![certificate], key)
         .expect("a server config");
     config.alpn_protocols = manner.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    config.ticketer = aws_lc_rs::Ticketer::new().expect("a ticket key");
+    if manner.tickets {
+        config.ticketer = aws_lc_rs::Ticketer::new().expect("a ticket key");
+    } else {
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    }
     (config, digest)
 }
 
-async fn meet(
-    stream: TcpStream,
-    config: Arc<ServerConfig>,
-    meeting: &mut Meeting,
-    greeting: Option<&'static str>,
-) -> std::io::Result<()> {
+async fn meet(stream: TcpStream, config: Arc<ServerConfig>, meeting: &mut Meeting) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut peeked = vec![0; 16 << 10];
     let length = stream.peek(&mut peeked).await?;
@@ -215,9 +215,6 @@ async fn meet(
     meeting.group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
     meeting.alpn = session.alpn_protocol().map(show);
     meeting.client = session.peer_certificates().and_then(<[_]>::first).map(|der| common_name(der));
-    if let Some(greeting) = greeting {
-        stream.write_all(greeting.as_bytes()).await?;
-    }
     let mut request = Vec::new();
     loop {
         if stream.read_buf(&mut request).await? == 0 {

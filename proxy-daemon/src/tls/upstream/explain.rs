@@ -17,15 +17,14 @@ pub fn beyond(error: &io::Error) -> Option<&'static str> {
     const UNJUDGED: &str = "the upstream's certificate is of a kind that clients judge differently";
     match tls_error(error)? {
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Some(UNSPOKEN),
-        Error::AlertReceived(alert) => match alert {
+        Error::AlertReceived(
             AlertDescription::HandshakeFailure
             | AlertDescription::ProtocolVersion
             | AlertDescription::InsufficientSecurity
             | AlertDescription::MissingExtension
             | AlertDescription::UnsupportedExtension
-            | AlertDescription::NoApplicationProtocol => Some(UNSPOKEN),
-            _ => None,
-        },
+            | AlertDescription::NoApplicationProtocol,
+        ) => Some(UNSPOKEN),
         Error::InvalidCertificate(reason) => match reason {
             CertificateError::Other(reason) if reason.0.is::<Unjudged>() => Some(UNJUDGED),
             CertificateError::UnhandledCriticalExtension
