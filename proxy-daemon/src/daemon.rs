@@ -192,6 +192,7 @@ impl Instance {
             upstream: settings.upstream,
             routes: settings.routes,
             learned: Learned::new(settings.strict),
+            findings: crate::proxy::Findings::default(),
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
         });

@@ -57,6 +57,29 @@ class Get {
     }
 }"#;
 
+/// Go checks as strictly as anyone, and needs no library.
+const GO: &str = r#"package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+)
+
+func main() {
+	answer, err := http.Get(os.Args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+		os.Exit(2)
+	}
+	fmt.Println(answer.StatusCode)
+}
+"#;
+
 struct Client {
     name: &'static str,
     argv: Vec<OsString>,
@@ -103,7 +126,7 @@ impl Server {
                         }
                     };
                     let name = hello.client.server_name.as_deref();
-                    let leaf = leaves.for_upstream(name, [127, 0, 0, 1].into(), &theirs).unwrap();
+                    let leaf = leaves.for_upstream(name, &theirs).unwrap();
                     let alpn = hello.client.alpn.iter().any(|offered| offered == b"http/1.1").then_some(&b"http/1.1"[..]);
                     let config = servers.config(&leaf, alpn).unwrap();
                     let rest = bytes.split_off(hello.length);
@@ -133,6 +156,7 @@ struct Setting {
     server: Server,
     folder: tempfile::TempDir,
     python: PathBuf,
+    go: PathBuf,
 }
 
 impl Setting {
@@ -140,7 +164,7 @@ impl Setting {
         assert!(nix::unistd::geteuid().is_root(), "these tests make mount namespaces: run them as root");
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("Get.java"), JAVA).unwrap();
-        Self { server: Server::start(authority), folder, python: python() }
+        Self { server: Server::start(authority), folder, python: python(), go: go() }
     }
 
     fn clients(&self) -> Vec<Client> {
@@ -157,6 +181,7 @@ impl Setting {
             of("httpx", &[python, "-c", HTTPX, url]),
             of("pip", &[python, "-c", PIP, url]),
             of("urllib", &[python, "-c", URLLIB, url]),
+            of("go", &[self.go.to_str().unwrap(), url]),
             of("node", &["node", "-e", NODE, url]),
             of("curl", &["curl", "-sS", "--fail", url]),
             of("wget", &["wget", "-q", "-O", "-", "--tries=1", url]),
@@ -238,6 +263,34 @@ fn make_python() -> PathBuf {
     python
 }
 
+/// The Go client, built once.
+fn go() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        // …/target/debug/retryscope
+        let folder = Path::new(env!("CARGO_BIN_EXE_retryscope")).ancestors().nth(2).unwrap().join("go");
+        std::fs::create_dir_all(&folder).unwrap();
+        // Another run may build it at the same time: into its own file first.
+        let own = tempfile::tempdir_in(&folder).unwrap();
+        let (source, built, program) = (own.path().join("get.go"), own.path().join("get"), folder.join("get"));
+        std::fs::write(&source, GO).unwrap();
+        let output = Command::new("go")
+            .args(["build", "-o"])
+            .args([&built, &source])
+            .env_clear()
+            .envs(environment())
+            .env("GOCACHE", folder.join("cache"))
+            .env("GOPATH", folder.join("path"))
+            .env("CGO_ENABLED", "0")
+            .output();
+        let output = output.expect("go is not installed: `apt-get install golang-go`");
+        assert!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(built, &program).unwrap();
+        program
+    };
+    BUILT.get_or_init(build).clone()
+}
+
 /// Runs a client; what went wrong, if anything did.
 fn run(client: &Client, variables: &[(OsString, OsString)], binds: &[Bind]) -> Result<(), String> {
     let mut script = String::from("set -e\n");
@@ -279,7 +332,7 @@ fn trusting(clients: &[Client], variables: &[(OsString, OsString)], binds: &[Bin
         match result {
             Ok(()) => trusting.push(name),
             Err(said) => {
-                let said_so = ["certif", "SSLHandshake", "CERT", "PKIX", "permitted subtree"]
+                let said_so = ["certif", "SSLHandshake", "CERT", "PKIX", "permitted subtree", "x509:"]
                     .iter()
                     .any(|word| said.contains(word));
                 // wget -q says nothing; 5 is its "SSL verification failure".
@@ -317,7 +370,7 @@ fn clients_trust_by_binds_and_by_variables() {
 
     // Each variable alone.
     for (name, expected) in [
-        ("SSL_CERT_FILE", &["curl", "httpx", "openssl", "urllib"][..]),
+        ("SSL_CERT_FILE", &["curl", "go", "httpx", "openssl", "urllib"][..]),
         ("CURL_CA_BUNDLE", &["curl", "pip", "requests"]),
         ("REQUESTS_CA_BUNDLE", &["boto3", "pip", "requests"]),
         ("AWS_CA_BUNDLE", &["boto3"]),
@@ -344,7 +397,7 @@ fn clients_accept_an_authority_with_limits() {
         let clients: Vec<Client> = setting
             .clients()
             .into_iter()
-            .filter(|client| ["java", "urllib", "node", "curl", "wget", "openssl"].contains(&client.name))
+            .filter(|client| ["java", "urllib", "go", "node", "curl", "wget", "openssl"].contains(&client.name))
             .collect();
         let found = trusting(&clients, &plan.environment, &plan.binds);
         // Java does not read limits in a certificate that it trusts outright.

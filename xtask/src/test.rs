@@ -60,12 +60,15 @@ const NODE_CLIENTS: &[&str] = &[
 /// Programs, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
+    ("certutil", "libnss3-tools"),
     ("chromium", "chromium"),
     ("curl", "curl"),
+    ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("openssl", "openssl"),
     ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),

@@ -11,6 +11,7 @@ mod relay;
 mod s3;
 mod serve;
 mod stats;
+mod tls;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     Serve(serve::Options),
     /// Make requests and time them
     Load(load::Options),
+    /// Connect as told, and tell what was negotiated
+    Tls(tls::Options),
 }
 
 fn main() -> Result<()> {
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
             Command::Relay(options) => relay::run(options).await,
             Command::Serve(options) => serve::run(options).await,
             Command::Load(options) => load::run(options).await,
+            Command::Tls(options) => tls::run(options).await,
         }
     });
     // A read of standard input may still be blocked in its thread.

@@ -14,7 +14,7 @@ use crate::{
     redirect,
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
-    tls::Upstream,
+    tls::{Identity, Upstream},
 };
 
 /// JSON keeps numbers exactly up to here.
@@ -63,6 +63,16 @@ pub(super) struct Options {
     /// Trust the authorities in this file when connecting to upstreams, besides the system's
     #[arg(long, value_name = "PEM")]
     upstream_ca: Vec<PathBuf>,
+
+    /// Show this certificate (and its chain) to upstreams that ask for one
+    ///
+    /// Without it, a client that shows a certificate of its own is left alone.
+    #[arg(long, value_name = "PEM")]
+    client_cert: Option<PathBuf>,
+
+    /// The client certificate's key, where it is not in the same file
+    #[arg(long, value_name = "PEM", requires = "client_cert")]
+    client_key: Option<PathBuf>,
 
     /// Let this name lead to that address
     #[arg(long, value_name = "NAME=ADDR[:PORT]")]
@@ -219,7 +229,8 @@ impl Options {
         let routes = mappings
             .and_then(|mappings| Routes::new(mappings, &self.intercept, &self.passthrough))
             .map_err(|error| Failure::usage(error.to_string()))?;
-        let upstream = Upstream::new(&self.upstream_ca)?;
+        let identity = self.client_cert.as_deref().map(|path| Identity::load(path, self.client_key.as_deref()));
+        let upstream = Upstream::presenting(&self.upstream_ca, identity.transpose()?)?;
         let assertions = self
             .assertions
             .iter()

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsFd,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -21,6 +21,7 @@ use super::{
     Proxy,
     exchange::{self, Peer},
     failure,
+    findings::{Answer, Place},
     h1::{self, End},
     h2,
     learned::{AT_ONCE, Reaction},
@@ -30,7 +31,7 @@ use crate::{
     flow::{Failure, Moment},
     process::{self, Process},
     retry::{ConnectionKind, Passed, Problem},
-    tls::{self, Hello, hello},
+    tls::{self, Asked, Hello, Opaque, Witness, hello},
 };
 
 /// A client that has said nothing for so long may wait for its server to
@@ -44,11 +45,19 @@ const PASSED_BY: &str = "--passthrough or --intercept says so";
 const REFUSED_BY_CLIENT: &str = "the client refused the certificate";
 /// Why a client is left alone that will not trust us.
 const LEARNED: &str = "the client refuses retryscope's certificate for it";
+/// Why others are passed on untouched.
+const OLD_CLIENT: &str = "the client offers no TLS version or cipher that retryscope speaks";
+const OWN_CERTIFICATE: &str = "the upstream asks for a client certificate";
+
+/// How long an upstream that has asked for a client certificate may take to
+/// judge the answer: four times what its handshake took, but no less and no
+/// more than this. Once it has, it is not waited for again.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// What a connection turned out to be.
 enum Class {
     Hello(Box<Hello>),
-    Opaque,
+    Opaque(Opaque),
     /// The client has left without a word.
     Gone,
 }
@@ -74,7 +83,16 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
     };
     match class {
         Class::Gone => {}
-        Class::Opaque => visit.tunnel(client, None, &first, early, "it is not TLS").await,
+        Class::Opaque(Opaque::Unsupported) => {
+            let name = hello::server_name(&first);
+            let address = visit.origin.ip().to_string();
+            visit.aside(OLD_CLIENT, name.as_deref().unwrap_or(&address));
+            visit.tunnel(client, name.as_deref(), &first, early, OLD_CLIENT).await;
+        }
+        Class::Opaque(Opaque::TooLong) => {
+            visit.tunnel(client, None, &first, early, "its TLS hello has more than 64 KiB").await;
+        }
+        Class::Opaque(Opaque::NotTls) => visit.tunnel(client, None, &first, early, "it is not TLS").await,
         Class::Hello(hello) => visit.greeted(client, *hello, &first, early, drain).await,
     }
 }
@@ -144,18 +162,18 @@ impl Visit<'_> {
                     read = client.read_buf(first) => read,
                     // Readable: it speaks, or has closed. Either is a tunnel's
                     // to pass on.
-                    _ = upstream.readable() => return Ok(Class::Opaque),
+                    _ = upstream.readable() => return Ok(Class::Opaque(Opaque::NotTls)),
                 },
             };
             match read {
                 Ok(0) if first.is_empty() && early.is_none() => return Ok(Class::Gone),
-                Ok(0) => return Ok(Class::Opaque),
+                Ok(0) => return Ok(Class::Opaque(Opaque::NotTls)),
                 Ok(_) => {}
                 Err(_) => return Ok(Class::Gone),
             }
             match hello::parse(first) {
                 hello::Parsed::NeedMore => {}
-                hello::Parsed::Opaque(_) => return Ok(Class::Opaque),
+                hello::Parsed::Opaque(why) => return Ok(Class::Opaque(why)),
                 hello::Parsed::Hello(hello) => return Ok(Class::Hello(hello)),
             }
         }
@@ -187,6 +205,18 @@ impl Visit<'_> {
             return self.tunnel(client, sni.as_deref(), first, early, "it is outside the authority's domains").await;
         }
 
+        let place: Place = (Arc::clone(&name), self.origin.port());
+        let comm = self.process.facts().comm.clone();
+        let findings = &proxy.findings;
+        if let Some(why) = findings.beyond(&place, Instant::now()) {
+            self.aside(why, &name);
+            return self.tunnel(client, sni.as_deref(), first, early, why).await;
+        }
+        if findings.answer(&comm, &place, Instant::now()) == Answer::HasOne {
+            self.aside(OWN_CERTIFICATE, &name);
+            return self.tunnel(client, sni.as_deref(), first, early, OWN_CERTIFICATE).await;
+        }
+
         // The upstream first: what it is, the client is to meet.
         let to = proxy.routes.upstream(sni.as_deref(), self.origin);
         let reached = tokio::select! {
@@ -209,13 +239,51 @@ impl Visit<'_> {
             }
             None => ServerName::from(self.origin.ip()),
         };
-        let greeted = tokio::select! {
-            greeted = proxy.upstream.connect(upstream, server_name, &hello.client.alpn) => greeted,
+        let started = Instant::now();
+        let (greeted, asked) = tokio::select! {
+            greeted = proxy.upstream.greet(upstream, server_name, &hello.client) => greeted,
             () = left(&client) => return self.impatient(&name),
+        };
+        let (request, taken) = match &asked {
+            Asked::Unanswered(request) => (Some(Arc::clone(request)), findings.has_asked(&place, Some(request))),
+            Asked::Shown => (None, findings.has_asked(&place, None)),
+            // A session that was resumed is not asked again.
+            Asked::No => (findings.asks(&place), true),
+        };
+        let distrusted = greeted.as_ref().is_err_and(tls::is_distrust);
+        if request.is_some() && !distrusted && findings.answer(&comm, &place, Instant::now()) == Answer::Unknown {
+            // What it would have shown, only the client knows: it is asked by
+            // the upstream itself.
+            self.aside(OWN_CERTIFICATE, &name);
+            let told = |shown| findings.answered(&comm, place.clone(), shown, Instant::now());
+            let watched = (!hello.client.resumes).then_some(told);
+            return self.pass(client, sni.as_deref(), first, None, OWN_CERTIFICATE, watched).await;
+        }
+        let greeted = match greeted {
+            Ok(mut upstream) if !taken => {
+                let patience = (started.elapsed() * 4).clamp(PATIENCE.0, PATIENCE.1);
+                let settled = tls::Upstream::settled(&mut upstream, patience).await;
+                settled.map(|()| {
+                    findings.has_settled(&place);
+                    upstream
+                })
+            }
+            greeted => greeted,
         };
         let mut upstream = match greeted {
             Ok(upstream) => upstream,
-            Err(error) => return self.insecure(client, &name, &error).await,
+            Err(error) => {
+                let why = match &asked {
+                    Asked::No => tls::beyond(&error),
+                    Asked::Unanswered(_) => (!distrusted).then_some(OWN_CERTIFICATE),
+                    Asked::Shown => None,
+                };
+                let Some(why) = why else { return self.insecure(client, &name, &error, &asked).await };
+                tracing::debug!(%name, %error, why, "the client itself may fare better");
+                self.aside(why, &name);
+                findings.is_beyond(place, why, Instant::now());
+                return self.tunnel(client, sni.as_deref(), first, None, why).await;
+            }
         };
         // What it was told in the meantime, on another connection, counts too.
         if proxy.learned.leaves_alone(&self.process, &name, self.accepted) {
@@ -235,11 +303,13 @@ impl Visit<'_> {
         };
         let accepted =
             certificate.ok_or_else(|| "the upstream showed no certificate".to_owned()).and_then(|certificate| {
-                let leaf = proxy
-                    .leaves
-                    .for_upstream(sni.as_deref(), self.origin.ip(), &certificate)
-                    .map_err(|error| error.to_string())?;
-                let config = proxy.servers.config(&leaf, alpn.as_deref()).map_err(|error| error.to_string())?;
+                let leaf =
+                    proxy.leaves.for_upstream(sni.as_deref(), &certificate).map_err(|error| error.to_string())?;
+                let config = match &request {
+                    Some(request) => proxy.servers.asking(&leaf, alpn.as_deref(), request),
+                    None => proxy.servers.config(&leaf, alpn.as_deref()),
+                };
+                let config = config.map_err(|error| error.to_string())?;
                 let rest = first.get(hello.length..).unwrap_or_default();
                 hello.accept(config, client, rest).map_err(|error| error.to_string())
             });
@@ -259,6 +329,20 @@ impl Visit<'_> {
             Ok(client) => client,
             Err(error) => return self.distrusted(&name, &error, shown, environment.as_ref()),
         };
+        if tls::shows_certificate(client.get_ref().1) {
+            findings.answered(&comm, place, true, Instant::now());
+            self.refused(Problem {
+                kind: "the client showed a certificate",
+                name: name.to_string(),
+                hint: format!(
+                    "{comm} showed a certificate to {name} where it had shown none before. It cannot be passed on, so this connection was reset; the next ones are left alone."
+                ),
+                differs: Some("the client's connection was reset, since its own certificate cannot be passed on"),
+            });
+            failure::reset_on_close(client.get_ref().0);
+            failure::reset_on_close(upstream.get_ref().0);
+            return;
+        }
         drop(environment);
         let shown = proxy.account.clock.now();
         match self.first_word(&mut client, &mut upstream).await {
@@ -302,11 +386,24 @@ impl Visit<'_> {
     /// Passes the connection on untouched.
     async fn tunnel(
         &self,
+        client: TcpStream,
+        name: Option<&str>,
+        first: &[u8],
+        early: Option<TcpStream>,
+        why: &'static str,
+    ) {
+        self.pass(client, name, first, early, why, None::<fn(bool)>).await;
+    }
+
+    /// The same; `told` hears whether the client shows a certificate.
+    async fn pass(
+        &self,
         mut client: TcpStream,
         name: Option<&str>,
         first: &[u8],
         early: Option<TcpStream>,
         why: &'static str,
+        told: Option<impl Fn(bool) + Unpin>,
     ) {
         let to = self.proxy.routes.upstream(name, self.origin);
         let mut upstream = match self.reach(to, early).await {
@@ -319,7 +416,14 @@ impl Visit<'_> {
         account.ledger().tunnel(&self.process, &name, why, began);
         tracing::debug!(pid = self.process.key.pid, name, origin = %self.origin, why, "tunnelled");
         let count = Tunnelled { visit: self, name: &name, why, began, count: tunnel::Count::default() };
-        if tunnel::run(&mut client, &mut upstream, first, &count.count).await == End::Reset {
+        let end = match told {
+            Some(told) => {
+                let mut watched = tunnel::Watched { client: &mut client, witness: Witness::default(), told };
+                tunnel::run(&mut watched, &mut upstream, first, &count.count).await
+            }
+            None => tunnel::run(&mut client, &mut upstream, first, &count.count).await,
+        };
+        if end == End::Reset {
             failure::reset_on_close(&client);
             failure::reset_on_close(&upstream);
         }
@@ -406,12 +510,12 @@ impl Visit<'_> {
 
     /// The upstream failed its handshake: the client gets the alert that it
     /// would have raised or received itself, or the failure below TLS.
-    async fn insecure(&self, mut client: TcpStream, name: &str, error: &io::Error) {
+    async fn insecure(&self, mut client: TcpStream, name: &str, error: &io::Error, asked: &Asked) {
         self.unmade(name, if tls::mirror_alert(error).is_some() { Failure::Tls } else { failure::of(error) });
         self.refused(Problem {
             kind: "the upstream failed its TLS handshake",
             name: name.to_owned(),
-            hint: tls::explain(error, name),
+            hint: tls::explain(error, name, asked),
             differs: tls::is_raised_here(error).then_some(
                 "the client received a TLS alert, where directly it would have judged the upstream's handshake itself",
             ),
@@ -483,7 +587,7 @@ impl Visit<'_> {
              start{}",
             self.consequence(learned)
         );
-        self.refused_only(Problem {
+        self.problem(Problem {
             kind: REFUSED_BY_CLIENT,
             name: name.to_string(),
             hint,
@@ -504,14 +608,28 @@ impl Visit<'_> {
     fn refused(&self, problem: Problem) {
         let account = &self.proxy.account;
         account.ledger().connection(&self.process, ConnectionKind::Refused, account.clock.now());
-        self.refused_only(problem);
+        self.problem(problem);
     }
 
     /// Tells of a connection that is counted elsewhere.
-    fn refused_only(&self, problem: Problem) {
-        tracing::debug!(pid = self.process.key.pid, kind = problem.kind, hint = problem.hint, "refused");
+    fn problem(&self, problem: Problem) {
+        tracing::debug!(pid = self.process.key.pid, kind = problem.kind, hint = problem.hint, "problem");
         let account = &self.proxy.account;
         account.ledger().problem(&self.process, problem, account.clock.now());
+    }
+
+    /// Tells a person why connections to `name` are not looked into.
+    fn aside(&self, why: &'static str, name: &str) {
+        let hint = match why {
+            OLD_CLIENT => format!(
+                "the client's connections to {name} are passed on untouched; retryscope speaks TLS 1.2 and 1.3, with forward secrecy and authenticated encryption."
+            ),
+            OWN_CERTIFICATE => format!(
+                "a client's own certificate cannot be passed on, so connections to {name} are passed on untouched, but those of a client that shows none where {name} goes on without; `--client-cert PEM` shows a certificate in the client's place."
+            ),
+            _ => format!("connections to {name} are passed on untouched."),
+        };
+        self.problem(Problem { kind: why, name: name.to_owned(), hint, differs: None });
     }
 }
 

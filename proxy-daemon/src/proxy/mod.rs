@@ -11,6 +11,7 @@ mod connection;
 mod exchange;
 mod failure;
 mod feed;
+mod findings;
 mod h1;
 mod h2;
 mod learned;
@@ -37,6 +38,7 @@ use tokio::{
 pub use capacity::{BELIEF, Capacity, PULSE};
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
+pub use findings::Findings;
 pub use learned::Learned;
 pub use route::{Mapping, RouteError, Routes};
 pub use socket::{Gate, connect};
@@ -61,6 +63,7 @@ pub struct Proxy {
     pub upstream: Upstream,
     pub routes: Routes,
     pub learned: Learned,
+    pub findings: Findings,
     pub counters: Counters,
     pub capacity: Capacity,
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{failure, h1::End};
-use crate::flow::Failure;
+use crate::{flow::Failure, tls::Witness};
 
 /// How many bytes have come from each side so far.
 #[derive(Debug, Default)]
@@ -24,7 +24,12 @@ pub(super) struct Count {
 
 /// Sends `first` (what was read while classifying) and then whatever comes.
 /// Half-closes pass as such; a failure of one side is the other's reset.
-pub(super) async fn run(client: &mut TcpStream, upstream: &mut TcpStream, first: &[u8], count: &Count) -> End {
+pub(super) async fn run(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    upstream: &mut TcpStream,
+    first: &[u8],
+    count: &Count,
+) -> End {
     let passed = async {
         upstream.write_all(first).await?;
         count.sent.fetch_add(first.len() as u64, Ordering::Relaxed);
@@ -40,12 +45,12 @@ pub(super) async fn run(client: &mut TcpStream, upstream: &mut TcpStream, first:
 }
 
 /// A socket whose reads are counted.
-struct Counted<'a> {
-    stream: &'a mut TcpStream,
+struct Counted<'a, S> {
+    stream: &'a mut S,
     read: &'a AtomicU64,
 }
 
-impl AsyncRead for Counted<'_> {
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<'_, S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
@@ -55,7 +60,7 @@ impl AsyncRead for Counted<'_> {
     }
 }
 
-impl AsyncWrite for Counted<'_> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<'_, S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut *self.get_mut().stream).poll_write(context, bytes)
     }
@@ -66,5 +71,38 @@ impl AsyncWrite for Counted<'_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+/// A client that is watched for the certificate it shows; `told` is called
+/// once, when that is known.
+pub(super) struct Watched<'a, F> {
+    pub(super) client: &'a mut TcpStream,
+    pub(super) witness: Witness,
+    pub(super) told: F,
+}
+
+impl<F: Fn(bool) + Unpin> AsyncRead for Watched<'_, F> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.client).poll_read(cx, buffer))?;
+        if let Some(shown) = self.witness.see(buffer.filled().get(before..).unwrap_or_default()) {
+            (self.told)(shown);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<F: Unpin> AsyncWrite for Watched<'_, F> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.client).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.client).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.client).poll_shutdown(cx)
     }
 }

@@ -8,6 +8,7 @@
 //! does not matter. Nothing is consumed, so that a connection can be tunnelled
 //! after its hello has been looked at.
 use std::{
+    borrow::Cow,
     fmt,
     io::{self, Read},
     sync::Arc,
@@ -19,6 +20,8 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{Accept, StartHandshake};
+
+use super::offer::{self, Offer};
 
 /// The most bytes a hello may take, record headers included; RFC 8446 lets a
 /// handshake message be longer, no client's hello is.
@@ -49,7 +52,8 @@ pub enum Opaque {
     /// The hello is longer than [`MAX_HELLO`].
     TooLong,
     /// TLS, but nothing that our server side could go on with: a version
-    /// before 1.2, or a malformed hello, which only the upstream should judge.
+    /// before 1.2, no cipher, key exchange or signature that rustls has, or a
+    /// malformed hello, which only the upstream should judge.
     Unsupported,
 }
 
@@ -70,6 +74,10 @@ pub struct ClientHello {
     pub server_name: Option<String>,
     /// Application protocols, in the client's order of preference.
     pub alpn: Vec<Vec<u8>>,
+    /// What the upstream is offered in the client's place.
+    pub offer: Offer,
+    /// The client goes on with an earlier session, as TLS 1.3 does it.
+    pub resumes: bool,
 }
 
 /// A complete hello.
@@ -131,9 +139,16 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         match acceptor.accept() {
             Ok(Some(accepted)) => {
                 let said = accepted.client_hello();
+                let Some(fields) = offer::read(&message(bytes)) else { return unsupported };
+                let offer = offer::of(&fields, &said);
+                if !offer::answerable(offer, &said) {
+                    return unsupported;
+                }
                 let client = ClientHello {
                     server_name: said.server_name().map(str::to_owned),
                     alpn: said.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect(),
+                    offer,
+                    resumes: fields.resumes,
                 };
                 return Parsed::Hello(Box::new(Hello { client, length: length - hello.len(), accepted }));
             }
@@ -141,6 +156,36 @@ pub fn parse(bytes: &[u8]) -> Parsed {
             Err(_) => return unsupported,
         }
     }
+}
+
+/// The name that a hello asks for, also where it is [`Opaque::Unsupported`].
+pub fn server_name(bytes: &[u8]) -> Option<String> {
+    offer::read(&message(bytes))?.server_name
+}
+
+/// The hello's message without the headers of its records.
+fn message(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let mut joined = Cow::Borrowed(&[][..]);
+    let mut rest = bytes;
+    while let Some((header, content)) = rest.split_at_checked(RECORD_HEADER) {
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let (content, more) = content.split_at_checked(length).unwrap_or((content, &[]));
+        if header[0] != CONTENT_HANDSHAKE {
+            break;
+        }
+        if joined.is_empty() {
+            joined = Cow::Borrowed(content);
+        } else {
+            joined.to_mut().extend(content);
+        }
+        rest = more;
+        if let [_, high, middle, low, ..] = joined[..]
+            && joined.len() >= MESSAGE_HEADER + (usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low))
+        {
+            break;
+        }
+    }
+    joined
 }
 
 enum Measured {
@@ -153,9 +198,8 @@ enum Measured {
 /// Finds the end of the hello by the lengths of its records.
 fn measure(bytes: &[u8]) -> Measured {
     const NOT_TLS: Measured = Measured::Opaque(Opaque::NotTls);
-    // The message's own bytes, as far as they decide anything: type, length
-    // (3), legacy version (2).
-    let mut front = [0_u8; MESSAGE_HEADER + 2];
+    // The message's own bytes, as far as they decide anything: type, length.
+    let mut front = [0_u8; MESSAGE_HEADER];
     let mut message = 0_usize;
     let mut at = 0_usize;
     loop {
@@ -187,9 +231,6 @@ fn measure(bytes: &[u8]) -> Measured {
             if whole > MAX_HELLO - RECORD_HEADER {
                 return Measured::Opaque(Opaque::TooLong);
             }
-            if message >= front.len() && u16::from_be_bytes([front[4], front[5]]) < 0x0303 {
-                return Measured::Opaque(Opaque::Unsupported);
-            }
             if message >= whole && content.len() == length {
                 return Measured::Complete(at + RECORD_HEADER + length);
             }
@@ -210,6 +251,7 @@ mod tests {
     use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 
     use super::*;
+    use crate::tls::{Authority, Leaves, Servers};
 
     fn hello(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
         let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -275,8 +317,63 @@ mod tests {
     #[test]
     fn old_versions_are_left_to_the_upstream() {
         let mut bytes = hello("a.test", &[]);
+        let versions = [0, 43, 0, 5, 4, 3, 4, 3, 3];
+        let at = bytes.windows(versions.len()).position(|part| part == versions).expect("the versions offered");
+        bytes[at + 5..at + versions.len()].copy_from_slice(&[3, 2, 3, 1]);
+        assert_eq!(outcome(&bytes).0, Opaque::Unsupported.to_string());
+        // Its name is known all the same.
+        assert_eq!(server_name(&bytes).as_deref(), Some("a.test"));
+        assert_eq!(server_name(&in_records(&bytes, 40)).as_deref(), Some("a.test"));
         bytes[RECORD_HEADER + MESSAGE_HEADER + 1] = 2;
         assert_eq!(outcome(&bytes).0, Opaque::Unsupported.to_string());
+        for end in 0..bytes.len() {
+            assert_eq!(outcome(&bytes[..end]).0, "more", "the name comes late");
+        }
+    }
+
+    /// What is called unsupported is what rustls would refuse, given our
+    /// leaf; and nothing else.
+    #[test]
+    fn unsupported_is_what_rustls_cannot_answer() {
+        use rustls::{
+            crypto::{CryptoProvider, aws_lc_rs},
+            version::{TLS12, TLS13},
+        };
+        let leaves = Leaves::new(Arc::new(Authority::in_memory().expect("an authority"))).expect("leaves");
+        let theirs = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate").cert;
+        let leaf = leaves.for_upstream(Some("a.test"), theirs.der()).expect("a leaf");
+        let config = Servers::new().expect("servers").config(&leaf, None).expect("a configuration");
+        let default = aws_lc_rs::default_provider();
+        let mut refused = 0;
+        for (suite, group) in
+            default.cipher_suites.iter().flat_map(|suite| default.kx_groups.iter().map(move |group| (suite, group)))
+        {
+            for versions in [&[&TLS12][..], &[&TLS13], &[&TLS12, &TLS13]] {
+                let provider =
+                    CryptoProvider { cipher_suites: vec![*suite], kx_groups: vec![*group], ..default.clone() };
+                let Ok(builder) =
+                    ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)
+                else {
+                    continue;
+                };
+                let client = builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+                let name = ServerName::try_from("a.test").expect("a name");
+                let Ok(mut client) = ClientConnection::new(Arc::new(client), name) else { continue };
+                let mut bytes = Vec::new();
+                client.write_tls(&mut bytes).expect("written");
+                let mut acceptor = Acceptor::default();
+                acceptor.read_tls(&mut &bytes[..]).expect("read");
+                let answered = match acceptor.accept() {
+                    Ok(accepted) => accepted.expect("whole").into_connection(Arc::clone(&config)).is_ok(),
+                    // The hybrid is no group of TLS 1.2: its list is empty.
+                    Err(_) => false,
+                };
+                assert_eq!(matches!(parse(&bytes), Parsed::Hello(_)), answered, "{suite:?} {group:?} {versions:?}");
+                refused += usize::from(!answered);
+            }
+        }
+        // Suites that need a certificate of RSA, and the hybrid in TLS 1.2.
+        assert!(refused >= 3, "{refused}");
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Leaf certificates, minted for the names clients ask for.
 //!
-//! In: the name a client asked for, the address it meant to reach, and the
-//! upstream's own (verified) certificate. Out: a key with a certificate that
-//! carries the same names, signed by the authority.
+//! In: the name a client asked for, if it did, and the upstream's own
+//! (verified) certificate. Out: a key with a certificate that carries the
+//! same names, signed by the authority.
+//!
+//! A client that asked for no name finds the upstream's names and no other:
+//! whether one of them is what it meant to reach, it decides itself, as it
+//! would without us.
 //!
 //! One key serves every leaf of the process; it is never the authority's. A
 //! name is minted once however many ask at the same time, the cache is
@@ -65,12 +69,13 @@ pub struct LeafCounters {
 /// What a leaf depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Asked {
-    name: Name,
+    /// In lower case; none where no name was asked for.
+    name: Option<Box<str>>,
     /// SHA-256 of the upstream's certificate.
     upstream: [u8; 32],
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 enum Name {
     /// In lower case.
     Dns(Box<str>),
@@ -119,15 +124,14 @@ impl Leaves {
         &self.authority
     }
 
-    /// The leaf for a client that asked for `sni` (or for no name, at the
-    /// address `origin`) and whose upstream showed `upstream_cert`.
+    /// The leaf for a client that asked for `sni`, or for no name, and whose
+    /// upstream showed `upstream_cert`.
     pub fn for_upstream(
         &self,
         sni: Option<&str>,
-        origin: IpAddr,
         upstream_cert: &CertificateDer<'_>,
     ) -> Result<Arc<CertifiedKey>, TlsError> {
-        self.at(SystemTime::now(), sni, origin, upstream_cert)
+        self.at(SystemTime::now(), sni, upstream_cert)
     }
 
     pub fn counters(&self) -> LeafCounters {
@@ -142,16 +146,11 @@ impl Leaves {
         &self,
         now: SystemTime,
         sni: Option<&str>,
-        origin: IpAddr,
         upstream_cert: &CertificateDer<'_>,
     ) -> Result<Arc<CertifiedKey>, TlsError> {
         let mut upstream = [0; 32];
         upstream.copy_from_slice(digest(&SHA256, upstream_cert).as_ref());
-        let name = match sni {
-            Some(name) => Name::Dns(name.to_ascii_lowercase().into()),
-            None => Name::Address(origin.to_canonical()),
-        };
-        let asked = Asked { name, upstream };
+        let asked = Asked { name: sni.map(|name| name.to_ascii_lowercase().into()), upstream };
         let slot = self.slot(now, &asked);
         if let Some(leaf) = slot.leaf.get() {
             self.hits.fetch_add(1, Ordering::Relaxed);
@@ -162,7 +161,7 @@ impl Leaves {
             self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Arc::clone(leaf));
         }
-        let leaf = Arc::new(self.mint(now, &asked.name, upstream_cert)?);
+        let leaf = Arc::new(self.mint(now, asked.name.as_deref(), upstream_cert)?);
         self.minted.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(slot.leaf.get_or_init(|| leaf)))
     }
@@ -183,7 +182,12 @@ impl Leaves {
         slot
     }
 
-    fn mint(&self, now: SystemTime, name: &Name, upstream: &CertificateDer<'_>) -> Result<CertifiedKey, TlsError> {
+    fn mint(
+        &self,
+        now: SystemTime,
+        name: Option<&str>,
+        upstream: &CertificateDer<'_>,
+    ) -> Result<CertifiedKey, TlsError> {
         let mut params = CertificateParams::default();
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + LIFE).min(self.authority.expires).into();
@@ -191,13 +195,14 @@ impl Leaves {
         params.subject_alt_names = self.names(name, upstream);
         let mut subject = DistinguishedName::new();
         subject.push(DnType::OrganizationName, "retryscope");
-        let common = match name {
-            Name::Dns(name) => name.to_string(),
-            Name::Address(address) => address.to_string(),
-        };
         // Some clients fall back to the common name where there are no
         // subject alternative names: it must not say more than they do.
-        if common.len() <= MAX_COMMON_NAME && !params.subject_alt_names.is_empty() {
+        let common = params.subject_alt_names.first().map(|first| match first {
+            SanType::DnsName(name) => name.to_string(),
+            SanType::IpAddress(address) => address.to_string(),
+            _ => String::new(),
+        });
+        if let Some(common) = common.filter(|common| (1..=MAX_COMMON_NAME).contains(&common.len())) {
             subject.push(DnType::CommonName, common);
         }
         params.distinguished_name = subject;
@@ -215,7 +220,7 @@ impl Leaves {
     /// upstream's, what the authority may not vouch for is left out: one such
     /// name would make the whole leaf invalid. The host name asked for stays
     /// in even so: the client shall see the limit and refuse.
-    fn names(&self, asked: &Name, upstream: &CertificateDer<'_>) -> Vec<SanType> {
+    fn names(&self, asked: Option<&str>, upstream: &CertificateDer<'_>) -> Vec<SanType> {
         let mut names = Vec::new();
         let mut seen = std::collections::HashSet::new();
         let mut add = |name: Name, permitted: bool| {
@@ -235,7 +240,9 @@ impl Leaves {
                 names.push(san);
             }
         };
-        add(asked.clone(), true);
+        if let Some(asked) = asked {
+            add(Name::Dns(asked.into()), true);
+        }
         if let Ok((_, certificate)) = X509Certificate::from_der(upstream)
             && let Ok(Some(subjects)) = certificate.subject_alternative_name()
         {
@@ -259,11 +266,7 @@ impl Leaves {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
-
-    const ORIGIN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
 
     fn leaves() -> Leaves {
         Leaves::new(Arc::new(Authority::in_memory().expect("an authority"))).expect("leaves")
@@ -293,18 +296,19 @@ mod tests {
     fn takes_over_the_upstreams_names() {
         let leaves = leaves();
         let theirs = upstream(&["*.b.test", "a.test", "192.0.2.9", "B.test"]);
-        let leaf = leaves.for_upstream(Some("A.test"), ORIGIN, &theirs).expect("a leaf");
+        let leaf = leaves.for_upstream(Some("A.test"), &theirs).expect("a leaf");
         assert_eq!(names_of(&leaf), ["a.test", "*.b.test", "[192, 0, 2, 9]", "b.test"]);
         leaf.keys_match().expect("the key is the certificate's");
 
-        let unnamed = leaves.for_upstream(None, ORIGIN, &theirs).expect("a leaf");
-        assert_eq!(names_of(&unnamed)[0], "[192, 0, 2, 7]");
+        // No name was asked for: none that the upstream does not have.
+        let unnamed = leaves.for_upstream(None, &theirs).expect("a leaf");
+        assert_eq!(names_of(&unnamed), ["*.b.test", "a.test", "[192, 0, 2, 9]", "b.test"]);
     }
 
     #[test]
     fn is_a_leaf_by_the_book() {
         let leaves = leaves();
-        let leaf = leaves.for_upstream(Some("a.test"), ORIGIN, &upstream(&["a.test"])).expect("a leaf");
+        let leaf = leaves.for_upstream(Some("a.test"), &upstream(&["a.test"])).expect("a leaf");
         let (_, parsed) = X509Certificate::from_der(&leaf.cert[0]).expect("a certificate");
         let (_, issuer) = X509Certificate::from_der(leaves.authority().certificate_der()).expect("a certificate");
         assert!(!parsed.is_ca());
@@ -317,7 +321,7 @@ mod tests {
         assert!(parsed.validity().not_before >= issuer.validity().not_before);
         assert!(parsed.validity().not_after <= issuer.validity().not_after);
         assert_ne!(parsed.public_key().raw, issuer.public_key().raw);
-        let other = leaves.for_upstream(Some("b.test"), ORIGIN, &upstream(&["b.test"])).expect("a leaf");
+        let other = leaves.for_upstream(Some("b.test"), &upstream(&["b.test"])).expect("a leaf");
         let (_, other) = X509Certificate::from_der(&other.cert[0]).expect("a certificate");
         assert_ne!(parsed.raw_serial(), other.raw_serial());
         assert_eq!(parsed.public_key().raw, other.public_key().raw);
@@ -327,13 +331,13 @@ mod tests {
     fn long_and_odd_names_are_survived() {
         let leaves = leaves();
         let long = format!("{}.test", "a".repeat(70));
-        let leaf = leaves.for_upstream(Some(&long), ORIGIN, &upstream(&["a.test"])).expect("a leaf");
+        let leaf = leaves.for_upstream(Some(&long), &upstream(&["a.test"])).expect("a leaf");
         let (_, parsed) = X509Certificate::from_der(&leaf.cert[0]).expect("a certificate");
         assert_eq!(parsed.subject().iter_common_name().count(), 0);
         assert_eq!(names_of(&leaf)[0], long);
 
         let junk = CertificateDer::from(b"not a certificate".to_vec());
-        let leaf = leaves.for_upstream(Some("under_score.test"), ORIGIN, &junk).expect("a leaf");
+        let leaf = leaves.for_upstream(Some("under_score.test"), &junk).expect("a leaf");
         assert_eq!(names_of(&leaf), ["under_score.test"]);
     }
 
@@ -341,7 +345,7 @@ mod tests {
     fn names_taken_over_are_bounded() {
         let many: Vec<String> = (0..900).map(|at| format!("h{at}.test")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let leaf = leaves().for_upstream(Some("h899.test"), ORIGIN, &upstream(&many)).expect("a leaf");
+        let leaf = leaves().for_upstream(Some("h899.test"), &upstream(&many)).expect("a leaf");
         assert_eq!(names_of(&leaf).len(), MAX_NAMES);
         assert_eq!(names_of(&leaf)[0], "h899.test");
     }
@@ -353,13 +357,13 @@ mod tests {
         let authority = Authority::load_from(folder.path()).expect("loads");
         let leaves = Leaves::new(Arc::new(authority)).expect("leaves");
         let theirs = upstream(&["x.b.test", "a.test", "192.0.2.9"]);
-        let leaf = leaves.for_upstream(Some("b.test"), ORIGIN, &theirs).expect("a leaf");
+        let leaf = leaves.for_upstream(Some("b.test"), &theirs).expect("a leaf");
         assert_eq!(names_of(&leaf), ["b.test", "x.b.test"]);
         // What was asked for is shown, so that the client refuses it.
-        let leaf = leaves.for_upstream(Some("c.test"), ORIGIN, &theirs).expect("a leaf");
+        let leaf = leaves.for_upstream(Some("c.test"), &theirs).expect("a leaf");
         assert_eq!(names_of(&leaf), ["c.test", "x.b.test"]);
-        // An address may not, and the common name must not stand in for it.
-        let leaf = leaves.for_upstream(None, ORIGIN, &upstream(&["a.test"])).expect("a leaf");
+        // Where nothing is left, the common name must not stand in for it.
+        let leaf = leaves.for_upstream(None, &upstream(&["a.test", "192.0.2.9"])).expect("a leaf");
         let (_, parsed) = X509Certificate::from_der(&leaf.cert[0]).expect("a certificate");
         assert!(parsed.subject_alternative_name().expect("readable").is_none());
         assert_eq!(parsed.subject().iter_common_name().count(), 0);
@@ -375,7 +379,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        leaves.for_upstream(Some("a.test"), ORIGIN, &theirs).expect("a leaf")
+                        leaves.for_upstream(Some("a.test"), &theirs).expect("a leaf")
                     })
                 })
                 .collect();
@@ -388,8 +392,8 @@ mod tests {
     #[test]
     fn another_upstream_certificate_is_another_leaf() {
         let leaves = leaves();
-        leaves.for_upstream(Some("a.test"), ORIGIN, &upstream(&["a.test"])).expect("a leaf");
-        leaves.for_upstream(Some("a.test"), ORIGIN, &upstream(&["a.test"])).expect("a leaf");
+        leaves.for_upstream(Some("a.test"), &upstream(&["a.test"])).expect("a leaf");
+        leaves.for_upstream(Some("a.test"), &upstream(&["a.test"])).expect("a leaf");
         assert_eq!(leaves.counters().minted, 2);
     }
 
@@ -399,14 +403,14 @@ mod tests {
         let theirs = upstream(&["a.test"]);
         let now = SystemTime::now();
         for at in 0..MAX_LEAVES.get() + 3 {
-            leaves.slot(now, &Asked { name: Name::Dns(format!("{at}.test").into()), upstream: [0; 32] });
+            leaves.slot(now, &Asked { name: Some(format!("{at}.test").into()), upstream: [0; 32] });
         }
         assert_eq!(leaves.counters().evicted, 3);
 
-        let first = leaves.at(now, Some("a.test"), ORIGIN, &theirs).expect("a leaf");
-        let soon = leaves.at(now + RENEW_AFTER / 2, Some("a.test"), ORIGIN, &theirs).expect("a leaf");
-        let later = leaves.at(now + RENEW_AFTER * 2, Some("a.test"), ORIGIN, &theirs).expect("a leaf");
-        let back = leaves.at(now, Some("a.test"), ORIGIN, &theirs).expect("a leaf");
+        let first = leaves.at(now, Some("a.test"), &theirs).expect("a leaf");
+        let soon = leaves.at(now + RENEW_AFTER / 2, Some("a.test"), &theirs).expect("a leaf");
+        let later = leaves.at(now + RENEW_AFTER * 2, Some("a.test"), &theirs).expect("a leaf");
+        let back = leaves.at(now, Some("a.test"), &theirs).expect("a leaf");
         assert!(Arc::ptr_eq(&first, &soon) && !Arc::ptr_eq(&first, &later) && !Arc::ptr_eq(&later, &back));
         assert_eq!(leaves.counters().evicted, 4, "a renewal is not an eviction");
     }

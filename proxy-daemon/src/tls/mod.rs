@@ -11,24 +11,31 @@ pub mod authority;
 mod files;
 pub mod hello;
 pub mod leaf;
+mod offer;
 mod remedy;
 pub mod server;
 mod show;
 mod system;
 pub mod trust;
 pub mod upstream;
+pub mod witness;
 
 use std::{io, path::PathBuf};
 
 pub use authority::Authority;
 pub use hello::{ClientHello, Hello, Opaque, Parsed};
 pub use leaf::Leaves;
+pub use offer::{Offer, PostQuantum};
 pub use remedy::remedy;
-pub use server::{Servers, is_broken_off, refused_by_client};
+pub use server::{Servers, is_broken_off, refused_by_client, shows_certificate};
 pub use show::show;
 pub use system::bundles;
 pub use trust::{Bind, TrustInput, TrustPlan, prepare};
-pub use upstream::{Upstream, alert_record, explain, is_raised_here, mirror_alert};
+pub use upstream::{
+    Asked, CertificateRequest, Identity, Upstream, alert_record, beyond, explain, is_distrust, is_raised_here,
+    mirror_alert,
+};
+pub use witness::Witness;
 
 /// Why this room could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,12 @@ pub enum TlsError {
 
     #[error("{} is not a private key that can be used ({reason}); make a pair with `retryscope ca init`", path.display())]
     BadKey { path: PathBuf, reason: String },
+
+    #[error(
+        "{} holds no key for the client certificate that can be used: {reason}; give its unencrypted key in PEM with `--client-key FILE`, or in the same file (`openssl pkey -in KEY` decrypts one)",
+        path.display()
+    )]
+    BadClientKey { path: PathBuf, reason: String },
 
     #[error(
         "the key {} does not belong to the certificate {}; make a pair with `retryscope ca init`",

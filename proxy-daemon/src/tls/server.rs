@@ -24,13 +24,19 @@ use std::{
 
 use lru::LruCache;
 use rustls::{
-    AlertDescription, ServerConfig,
-    crypto::{CryptoProvider, aws_lc_rs},
-    server::{ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache, StoresServerSessions},
+    AlertDescription, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, UnixTime},
+    server::{
+        ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache, StoresServerSessions,
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::CertifiedKey,
 };
 
-use super::{TlsError, upstream::tls_error};
+use super::{CertificateRequest, TlsError, upstream::tls_error};
 
 /// How many configurations are kept; under 1 KiB each.
 const MAX_CONFIGURATIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -84,20 +90,43 @@ impl Servers {
         if let Some(known) = kept.get(&key) {
             return Ok(Arc::clone(&known.config));
         }
+        let config = Arc::new(self.make(leaf, alpn, WebPkiClientVerifier::no_client_auth())?);
+        // The key is new, so that whatever comes back was pushed out.
+        if kept.push(key, Kept { _leaf: Arc::clone(leaf), config: Arc::clone(&config) }).is_some() {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(config)
+    }
+
+    /// The same, and passes on that the upstream asks for a client
+    /// certificate. A client may show any or none: see
+    /// [`shows_certificate`]. Not kept: few upstreams ask.
+    pub fn asking(
+        &self,
+        leaf: &Arc<CertifiedKey>,
+        alpn: Option<&[u8]>,
+        request: &CertificateRequest,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        let authorities = request.authorities.iter().map(|name| DistinguishedName::from(name.clone())).collect();
+        let supported = self.provider.signature_verification_algorithms;
+        self.make(leaf, alpn, Arc::new(Anyone { authorities, supported })).map(Arc::new)
+    }
+
+    fn make(
+        &self,
+        leaf: &Arc<CertifiedKey>,
+        alpn: Option<&[u8]>,
+        clients: Arc<dyn ClientCertVerifier>,
+    ) -> Result<ServerConfig, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Crypto { what: "a server configuration", reason: error.to_string() })?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_cert_resolver(Arc::new(Only(Arc::clone(leaf))));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.ticketer = Arc::clone(&self.tickets);
         config.session_storage = Arc::clone(&self.sessions);
         config.send_tls13_tickets = TICKETS;
-        let config = Arc::new(config);
-        // The key is new, so that whatever comes back was pushed out.
-        if kept.push(key, Kept { _leaf: Arc::clone(leaf), config: Arc::clone(&config) }).is_some() {
-            self.evicted.fetch_add(1, Ordering::Relaxed);
-        }
         Ok(config)
     }
 
@@ -115,6 +144,60 @@ impl ResolvesServerCert for Only {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
+}
+
+/// Asks for a client certificate as the upstream does. None can be passed on,
+/// so that none is judged either.
+#[derive(Debug)]
+struct Anyone {
+    authorities: Vec<DistinguishedName>,
+    supported: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for Anyone {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.authorities
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.supported)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.supported)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.supported.supported_schemes()
+    }
+}
+
+/// Whether a client that was asked has a certificate of its own.
+pub fn shows_certificate(session: &rustls::ServerConnection) -> bool {
+    session.peer_certificates().is_some_and(|chain| !chain.is_empty())
 }
 
 /// If a client ended a handshake (or its connection, right after it) since it
@@ -154,7 +237,7 @@ mod tests {
 
     fn leaf(leaves: &Leaves, name: &str) -> Arc<CertifiedKey> {
         let theirs = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate").cert.into();
-        leaves.for_upstream(Some(name), [192, 0, 2, 1].into(), &theirs).expect("a leaf")
+        leaves.for_upstream(Some(name), &theirs).expect("a leaf")
     }
 
     #[test]

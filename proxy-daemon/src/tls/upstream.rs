@@ -1,30 +1,47 @@
 //! The verified connection to the upstream.
 //!
-//! In: a connected stream, the name the client asked for, the protocols it
-//! offers. Out: TLS to a peer whose certificate holds; or why not, as the
-//! alert that the client gets in the upstream's place and as a sentence for
-//! the person at the keyboard.
+//! In: a connected stream, the name the client asked for, what its hello
+//! offers. Out: TLS to a peer whose certificate holds, and whether that peer
+//! asked for a client certificate; or why not, as the alert that the client
+//! gets in the upstream's place and as a sentence for the person at the
+//! keyboard.
 //!
 //! Verification is always on. Trusted are the system's roots (see
 //! [`super::system`]: not what `SSL_CERT_FILE` names) and the files given.
-use std::{future::Future, io, path::PathBuf, sync::Arc};
+//!
+//! The upstream meets the versions that the client offers, its protocols, and
+//! its wish for a post-quantum key exchange: an upstream that would refuse the
+//! client refuses us, and one that treats it apart treats us so.
+//!
+//! A client certificate is shown where `--client-cert` names one that the
+//! upstream's request asks for. Otherwise the handshake goes on without, and
+//! the request is told: what the client itself would have shown, only the
+//! client knows.
+mod explain;
+mod identity;
+mod verify;
+
+use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    client::{
-        Resumption, WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_name,
-    },
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
+    ClientConfig, ProtocolVersion, RootCertStore,
+    client::{ResolvesClientCert, Resumption, WebPkiServerVerifier},
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs, aws_lc_rs::kx_group},
+    pki_types::{CertificateDer, ServerName},
+    version::{TLS12, TLS13},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{TlsError, files, system};
+pub(super) use explain::tls_error;
+pub use explain::{alert_record, beyond, explain, is_distrust, is_raised_here, mirror_alert};
+pub use identity::{Asked, CertificateRequest, Identity};
+
+use super::{ClientHello, Offer, PostQuantum, TlsError, files, system};
 
 /// Names for which sessions are kept, so that a later connection to the same
 /// name resumes. A name's tickets take some 8 KiB.
@@ -36,13 +53,18 @@ const SPOKEN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Connects to upstreams.
 #[derive(Clone)]
 pub struct Upstream {
-    connector: TlsConnector,
+    connectors: Arc<[TlsConnector]>,
     roots: usize,
 }
 
 impl Upstream {
     /// Trusts the system's roots and every certificate in the PEM files.
     pub fn new(extra_ca_files: &[PathBuf]) -> Result<Self, TlsError> {
+        Self::presenting(extra_ca_files, None)
+    }
+
+    /// The same, and shows a certificate to upstreams that ask for it.
+    pub fn presenting(extra_ca_files: &[PathBuf], identity: Option<Identity>) -> Result<Self, TlsError> {
         let mut extra = Vec::new();
         for path in extra_ca_files {
             let bytes = files::read_bounded(path).map_err(|source| TlsError::Read {
@@ -61,29 +83,52 @@ impl Upstream {
             }
             extra.extend(found);
         }
-        Self::with_roots(system::roots(), extra)
+        Self::with_roots(system::roots(), extra, identity)
     }
 
-    fn with_roots(roots: Vec<CertificateDer<'static>>, extra: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
+    fn with_roots(
+        roots: Vec<CertificateDer<'static>>,
+        extra: Vec<CertificateDer<'static>>,
+        identity: Option<Identity>,
+    ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.into_iter().chain(extra.iter().cloned()));
         if store.is_empty() {
             return Err(TlsError::NoRoots);
         }
         let roots = store.len();
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let crypto = |reason: String| TlsError::Crypto { what: "the upstream's verifier", reason };
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
+        let crypto = |error: &dyn std::fmt::Display| TlsError::Crypto {
+            what: "the upstream's verifier",
+            reason: error.to_string(),
+        };
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(store), aws_lc_rs::default_provider().into())
             .build()
-            .map_err(|error| crypto(error.to_string()))?;
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| crypto(error.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier { inner, extra }))
-            .with_no_client_auth();
-        config.resumption = Resumption::in_memory_sessions(MAX_SESSIONS);
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), roots })
+            .map_err(|error| crypto(&error))?;
+        let extra: Arc<[_]> = extra.into();
+        let verifiers = [false, true].map(|unnamed| {
+            Arc::new(verify::Verifier { inner: Arc::clone(&inner), extra: Arc::clone(&extra), unnamed })
+        });
+        // One of each for all: sessions are resumed under the verifier and
+        // the certificate that they were made with.
+        let answers: Arc<dyn ResolvesClientCert> = Arc::new(identity::Answers(identity));
+        let resumption = Resumption::in_memory_sessions(MAX_SESSIONS);
+        let mut connectors = Vec::with_capacity(verifiers.len() * GROUPS.len() * VERSIONS.len());
+        for verifier in verifiers {
+            for groups in GROUPS {
+                let provider = Arc::new(CryptoProvider { kx_groups: groups.to_vec(), ..aws_lc_rs::default_provider() });
+                for versions in VERSIONS {
+                    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                        .with_protocol_versions(versions)
+                        .map_err(|error| crypto(&error))?
+                        .dangerous()
+                        .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
+                        .with_client_cert_resolver(Arc::clone(&answers));
+                    config.resumption = resumption.clone();
+                    connectors.push(TlsConnector::from(Arc::new(config)));
+                }
+            }
+        }
+        Ok(Self { connectors: connectors.into(), roots })
     }
 
     /// How many roots are trusted.
@@ -92,9 +137,57 @@ impl Upstream {
     }
 
     /// TLS over `io` to the peer of this name, offering what the client
-    /// offers and an exchange can speak, in the client's order. An address as
-    /// the name is verified against the certificate's addresses, and no name
-    /// is sent (RFC 6066 §3).
+    /// offers and an exchange can speak, in the client's order. Where the
+    /// client asked for no name, none is sent, and the certificate must hold
+    /// but for its names.
+    pub async fn greet<IO>(
+        &self,
+        io: IO,
+        name: ServerName<'static>,
+        client: &ClientHello,
+    ) -> (io::Result<TlsStream<IO>>, Asked)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let connector = self.connector(client.offer, client.server_name.is_none());
+        identity::noting(connector.with_alpn(spoken(&client.alpn)).connect(name, io)).await
+    }
+
+    /// Waits until an upstream that has asked for a client certificate takes
+    /// the answer. In TLS 1.2 it has by now. In TLS 1.3 the handshake ends
+    /// with the client's answer: the upstream's tickets, or its first words,
+    /// tell that it was taken, an alert or an end that it was not. One that
+    /// stays silent for so long as `patience` has as likely as not.
+    pub async fn settled(stream: &mut TlsStream<TcpStream>, patience: Duration) -> io::Result<()> {
+        if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+            return Ok(());
+        }
+        let settled = async {
+            loop {
+                let (socket, session) = stream.get_mut();
+                if session.tls13_tickets_received() > 0 {
+                    return Ok(());
+                }
+                socket.readable().await?;
+                match session.read_tls(&mut Ready(socket)) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    Err(error) => return Err(error),
+                }
+                let state =
+                    session.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                if state.plaintext_bytes_to_read() > 0 {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::time::timeout(patience, settled).await.unwrap_or(Ok(()))
+    }
+
+    /// TLS over `io` for a connection of our own. An address as the name is
+    /// verified against the certificate's addresses, and no name is sent
+    /// (RFC 6066 §3).
     pub fn connect<IO>(
         &self,
         io: IO,
@@ -104,9 +197,43 @@ impl Upstream {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        self.connector.with_alpn(spoken(alpn)).connect(name, io)
+        self.connector(Offer::default(), false).with_alpn(spoken(alpn)).connect(name, io)
+    }
+
+    fn connector(&self, offer: Offer, unnamed: bool) -> &TlsConnector {
+        let versions = match (offer.tls12, offer.tls13) {
+            (false, true) => 0,
+            (true, false) => 1,
+            _ => 2,
+        };
+        let groups = match offer.post_quantum {
+            PostQuantum::No => 0,
+            PostQuantum::Listed => 1,
+            PostQuantum::Preferred => 2,
+        };
+        &self.connectors[(usize::from(unnamed) * GROUPS.len() + groups) * VERSIONS.len() + versions]
     }
 }
+
+/// Reads what is there.
+struct Ready<'a>(&'a TcpStream);
+
+impl io::Read for Ready<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+/// In the order of [`Upstream::connector`].
+const VERSIONS: [&[&rustls::SupportedProtocolVersion]; 3] = [&[&TLS13], &[&TLS12], &[&TLS12, &TLS13]];
+
+/// In the order of [`Upstream::connector`]; of each list, the first comes with
+/// a key share.
+static GROUPS: [&[&dyn SupportedKxGroup]; 3] = [
+    &[kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
+    &[kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768],
+    &[kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
+];
 
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -125,181 +252,6 @@ pub fn spoken(alpn: &[Vec<u8>]) -> Vec<Vec<u8>> {
         }
     }
     kept
-}
-
-/// The usual verification, and one case more: a server that shows the very
-/// certificate that `--upstream-ca` names. Such a self-signed certificate
-/// (as `openssl req -x509` makes it) says of itself that it is an authority,
-/// which webpki takes for an error where every other client accepts it.
-#[derive(Debug)]
-struct Verifier {
-    inner: Arc<WebPkiServerVerifier>,
-    extra: Vec<CertificateDer<'static>>,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let usual = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        match usual {
-            Err(Error::InvalidCertificate(CertificateError::Other(_) | CertificateError::UnknownIssuer)) => {
-                let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
-                let (_, parsed) = X509Certificate::from_der(end_entity).map_err(bad)?;
-                if self.extra.iter().all(|named| named != end_entity) {
-                    // Whatever webpki calls it, a stranger that vouches for
-                    // itself is an unknown issuer.
-                    let itself = parsed.subject().as_raw() == parsed.issuer().as_raw();
-                    return if itself { Err(CertificateError::UnknownIssuer.into()) } else { usual };
-                }
-                let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-                if now > parsed.validity().not_after.timestamp() {
-                    return Err(CertificateError::Expired.into());
-                }
-                if now < parsed.validity().not_before.timestamp() {
-                    return Err(CertificateError::NotValidYet.into());
-                }
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            usual => usual,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// rustls's error inside one of the stream's.
-pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
-    error.get_ref()?.downcast_ref()
-}
-
-/// The alert a client would have sent itself, had it met this upstream; none
-/// where the failure is not TLS's (a reset, an end of stream) and is to be
-/// mirrored as what it is.
-pub fn mirror_alert(error: &io::Error) -> Option<u8> {
-    let alert = match tls_error(error)? {
-        Error::AlertReceived(AlertDescription::CloseNotify) => return None,
-        Error::AlertReceived(theirs) => *theirs,
-        Error::InvalidCertificate(reason) => AlertDescription::from(reason.clone()),
-        Error::NoCertificatesPresented => AlertDescription::DecodeError,
-        Error::NoApplicationProtocol => AlertDescription::NoApplicationProtocol,
-        Error::PeerIncompatible(_) => AlertDescription::HandshakeFailure,
-        Error::PeerMisbehaved(_) => AlertDescription::IllegalParameter,
-        Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
-            AlertDescription::UnexpectedMessage
-        }
-        Error::InvalidMessage(_) => AlertDescription::DecodeError,
-        Error::DecryptError => AlertDescription::BadRecordMac,
-        Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
-        _ => AlertDescription::InternalError,
-    };
-    Some(u8::from(alert))
-}
-
-/// Whether the failure is our judgement of the upstream, and not what the
-/// upstream said: a client by itself might have judged otherwise.
-pub fn is_raised_here(error: &io::Error) -> bool {
-    tls_error(error).is_some_and(|error| !matches!(error, Error::AlertReceived(_)))
-}
-
-/// A fatal alert as a record of its own, in the clear: what a server may send
-/// before its hello, in TLS 1.2 (RFC 5246 §7.2) and 1.3 (RFC 8446 §6) alike.
-pub fn alert_record(description: u8) -> [u8; 7] {
-    const CONTENT_ALERT: u8 = 21;
-    const FATAL: u8 = 2;
-    [CONTENT_ALERT, 3, 3, 0, 2, FATAL, description]
-}
-
-/// One sentence on why there is no TLS to the upstream `name`: the cause, and
-/// what can be done where something can.
-pub fn explain(error: &io::Error, name: &str) -> String {
-    let Some(tls) = tls_error(error) else {
-        return match error.kind() {
-            io::ErrorKind::UnexpectedEof => format!("{name} closed the connection during the TLS handshake"),
-            _ => format!("the TLS handshake with {name} ended: {error}"),
-        };
-    };
-    match tls {
-        Error::InvalidCertificate(reason) => match reason {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                format!("the certificate of {name} has expired; the client got the alert it would have raised itself")
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                format!("the certificate of {name} is not valid yet; is this machine's clock right?")
-            }
-            CertificateError::UnknownIssuer => format!(
-                "the certificate of {name} was issued by an authority this system does not know; if it is yours, name its certificate with `--upstream-ca FILE`, or leave the host alone with `--passthrough {name}`"
-            ),
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                let shown = match reason {
-                    CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
-                        format!(" (it is for {})", some_of(presented))
-                    }
-                    _ => String::new(),
-                };
-                format!(
-                    "the certificate of {name} is not valid for that name{shown}; if the client does not mind, leave the host alone with `--passthrough {name}`"
-                )
-            }
-            CertificateError::BadSignature => format!(
-                "the certificate of {name} names an authority that is known, but was signed with another key; was that authority made anew? Name its present certificate with `--upstream-ca FILE`"
-            ),
-            CertificateError::Revoked => format!("the certificate of {name} has been revoked"),
-            other => format!(
-                "the certificate of {name} does not hold: {other}; `--passthrough {name}` leaves the host alone"
-            ),
-        },
-        Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            format!("{name} asks for a client certificate, which retryscope cannot have; use `--passthrough {name}`")
-        }
-        Error::AlertReceived(alert) => format!(
-            "{name} ended the TLS handshake with the alert {alert:?}; if it asks for a client certificate, use `--passthrough {name}`"
-        ),
-        Error::PeerIncompatible(reason) => format!(
-            "{name} speaks no TLS version or cipher that retryscope does ({reason:?}); use `--passthrough {name}`"
-        ),
-        Error::InvalidMessage(_) => {
-            format!("what answers at {name} does not speak TLS; is it the right port?")
-        }
-        other => format!("the TLS handshake with {name} failed: {other}"),
-    }
-}
-
-/// A certificate may carry hundreds of names, and its owner chooses them.
-fn some_of(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let mut text: Vec<String> =
-        names.iter().take(SHOWN).map(|name| name.chars().filter(|c| !c.is_control()).take(80).collect()).collect();
-    if names.len() > SHOWN {
-        text.push(format!("{} more", names.len() - SHOWN));
-    }
-    text.join(", ")
 }
 
 #[cfg(test)]

@@ -82,6 +82,47 @@ impl TestCa {
     }
 
     fn leaf(&self, kind: Leaf, names: &[&str], addresses: &[IpAddr]) -> (String, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        (self.leaf_of(&key, kind, names, addresses), key)
+    }
+
+    /// A good leaf with a key of the test's choice, as PEM.
+    pub fn issue(&self, key: &KeyPair, names: &[&str], addresses: &[IpAddr]) -> String {
+        self.leaf_of(key, Leaf::Good, names, addresses)
+    }
+
+    /// A leaf without subject alternative names, as files.
+    pub fn named_in_common(&self, name: &str) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a leaf");
+        let paths = (self.dir.path().join("common.pem"), self.dir.path().join("common.key"));
+        std::fs::write(&paths.0, cert.pem()).expect("writing a certificate");
+        std::fs::write(&paths.1, key.serialize_pem()).expect("writing a key");
+        paths
+    }
+
+    /// A client's certificate and its key, in one file.
+    pub fn identity(&self, name: &str) -> PathBuf {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let path = self.dir.path().join(format!("{name}-identity.pem"));
+        std::fs::write(&path, cert.pem() + &key.serialize_pem()).expect("writing an identity");
+        path
+    }
+
+    fn leaf_of(&self, key: &KeyPair, kind: Leaf, names: &[&str], addresses: &[IpAddr]) -> String {
+        let pin =
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &rcgen::PublicKeyData::subject_public_key_info(key));
+        *self.pin.lock().expect("not poisoned") = BASE64_STANDARD.encode(pin);
         let names: Vec<String> = if kind == Leaf::WrongName {
             vec!["elsewhere.test".into()]
         } else {
@@ -98,13 +139,8 @@ impl TestCa {
         params.use_authority_key_identifier_extension = true;
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = if kind == Leaf::Expired { date_time_ymd(2021, 1, 1) } else { date_time_ymd(2099, 1, 1) };
-        let key = KeyPair::generate().expect("a key");
-        let pin =
-            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key));
-        *self.pin.lock().expect("not poisoned") = BASE64_STANDARD.encode(pin);
         let issuer = if kind == Leaf::UnknownIssuer { &self.unknown } else { &self.issuer };
-        let cert = params.signed_by(&key, issuer).expect("a leaf");
-        (cert.pem(), key)
+        params.signed_by(key, issuer).expect("a leaf").pem()
     }
 
     /// The TLS side of an in-process upstream.

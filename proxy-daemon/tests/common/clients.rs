@@ -68,6 +68,19 @@ pub fn java() -> PathBuf {
     need("java", "default-jdk-headless")
 }
 
+/// The servers and clients of this repository.
+#[track_caller]
+pub fn testbed() -> PathBuf {
+    let given = std::env::var_os("RETRYSCOPE_TESTBED").map(PathBuf::from);
+    let program = given.unwrap_or_else(|| target().join("debug/retryscope-testbed"));
+    assert!(
+        program.exists(),
+        "{} is not built: `cargo build -p xtask --features testbed`, or name it by RETRYSCOPE_TESTBED",
+        program.display()
+    );
+    program
+}
+
 /// Python with the current clients.
 #[track_caller]
 pub fn python() -> PathBuf {

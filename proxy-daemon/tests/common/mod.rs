@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod clients;
 pub mod frames;
 pub mod lingering;
+pub mod peer;
 pub mod process;
 pub mod report;
 pub mod run;
@@ -39,6 +40,7 @@ use std::{
 
 pub use ca::TestCa;
 pub use cgroup::TestCgroup;
+pub use peer::Peer;
 pub use process::{Finished, Running};
 pub use report::Report;
 pub use run::{Outcome, Run};

@@ -82,13 +82,7 @@ impl Moto {
 /// 127.0.0.1. It ends with its guard.
 #[track_caller]
 pub fn s3s(ca: &TestCa) -> (SocketAddr, Running) {
-    let given = std::env::var_os("RETRYSCOPE_TESTBED").map(std::path::PathBuf::from);
-    let program = given.unwrap_or_else(|| clients::target().join("debug/retryscope-testbed"));
-    assert!(
-        program.exists(),
-        "{} is not built: `cargo build -p xtask --features testbed`, or name it by RETRYSCOPE_TESTBED",
-        program.display()
-    );
+    let program = clients::testbed();
     let files = ca.files("s3s", AWS, &[]);
     let process = clients::bare(
         Command::new(program)

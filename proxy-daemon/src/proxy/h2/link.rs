@@ -52,7 +52,11 @@ impl Side {
 
 /// Names and values, as in a SETTINGS frame.
 fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> + '_ {
-    payload.as_chunks::<6>().0.iter().map(|&[a, b, c, d, e, f]| (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f])))
+    payload
+        .as_chunks::<6>()
+        .0
+        .iter()
+        .map(|&[a, b, c, d, e, f]| (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f])))
 }
 
 /// One side, as the other sees it.

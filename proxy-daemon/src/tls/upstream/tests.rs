@@ -1,10 +1,13 @@
 //! Real handshakes in memory: what surfaces for each way a certificate can
 //! fail, and what the client is told.
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::{
-    HandshakeKind, ServerConfig,
+    AlertDescription, CertificateError, Error, HandshakeKind, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
@@ -43,7 +46,7 @@ impl Issues {
     }
 
     fn trusted(&self) -> Upstream {
-        Upstream::with_roots(Vec::new(), vec![self.certificate.clone()]).expect("an upstream")
+        Upstream::with_roots(Vec::new(), vec![self.certificate.clone()], None).expect("an upstream")
     }
 
     fn server(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
@@ -108,7 +111,7 @@ async fn meet(
 
 async fn failure(upstream: &Upstream, server: ServerConfig, to: &str) -> (Option<u8>, String) {
     let error = meet(upstream, &Arc::new(server), to, &[]).await.expect_err("refused");
-    (mirror_alert(&error), explain(&error, to))
+    (mirror_alert(&error), explain(&error, to, &Asked::No))
 }
 
 #[tokio::test]
@@ -171,7 +174,7 @@ async fn bad_certificates_are_refused_in_kind() {
 async fn self_signed_certificate_that_was_named_holds() {
     for change in [|_: &mut CertificateParams| {}, |params: &mut CertificateParams| params.is_ca = IsCa::NoCa] {
         let (certificate, key) = self_signed(change);
-        let upstream = Upstream::with_roots(Vec::new(), vec![certificate.clone()]).expect("an upstream");
+        let upstream = Upstream::with_roots(Vec::new(), vec![certificate.clone()], None).expect("an upstream");
         let server = Arc::new(serving(certificate, &key));
         meet(&upstream, &server, "a.test", &[]).await.expect("connected");
         let error = meet(&upstream, &server, "b.test", &[]).await.expect_err("another name");
@@ -181,7 +184,7 @@ async fn self_signed_certificate_that_was_named_holds() {
         assert!(mirror_alert(&error).is_some());
     }
     let (certificate, key) = self_signed(|params| params.not_after = (SystemTime::now() - DAY).into());
-    let upstream = Upstream::with_roots(Vec::new(), vec![certificate.clone()]).expect("an upstream");
+    let upstream = Upstream::with_roots(Vec::new(), vec![certificate.clone()], None).expect("an upstream");
     assert_eq!(failure(&upstream, serving(certificate, &key), "a.test").await.0, Some(45));
 }
 
@@ -204,8 +207,180 @@ async fn alert_of_the_upstream_is_passed_on() {
             .expect("a configuration");
         let (alert, why) = failure(&issues.trusted(), server, "a.test").await;
         assert_eq!(alert, Some(116), "{why}");
-        assert!(why.contains("client certificate") && why.contains("--passthrough a.test"), "{why}");
+        assert!(why.contains("client certificate") && why.contains("--client-cert"), "{why}");
     }
+}
+
+/// A client certificate with its key, in one file.
+fn identity(issues: &Issues, folder: &Path, name: &str) -> PathBuf {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.distinguished_name.push(DnType::CommonName, name);
+    let certificate = params.signed_by(&key, &issues.issuer).expect("a certificate");
+    let path = folder.join(name);
+    std::fs::write(&path, certificate.pem() + &key.serialize_pem()).expect("written");
+    path
+}
+
+/// A server that asks, and may demand.
+fn asking(issues: &Issues, clients: &Issues, demands: bool) -> ServerConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(clients.certificate.clone()).expect("added");
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = if demands { verifier } else { verifier.allow_unauthenticated() };
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(["a.test".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, &issues.issuer).expect("a certificate").into();
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der().to_vec()));
+    ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(vec![certificate], der)
+        .expect("a configuration")
+}
+
+/// A handshake for a client that offers this, and what was asked for.
+async fn greet(upstream: &Upstream, server: &Arc<ServerConfig>, client: &ClientHello) -> (io::Result<()>, Asked) {
+    let (near, far) = duplex(64 << 10);
+    let acceptor = TlsAcceptor::from(Arc::clone(server));
+    let serve = async move { acceptor.accept(far).await.map(drop) };
+    let to = client.server_name.as_deref().unwrap_or("192.0.2.1");
+    let (_, (greeted, asked)) = tokio::join!(serve, upstream.greet(near, name(to), client));
+    (greeted.map(drop), asked)
+}
+
+fn client(name: Option<&str>, tls12: bool, tls13: bool) -> ClientHello {
+    let offer = Offer { tls12, tls13, ..Offer::default() };
+    ClientHello { server_name: name.map(str::to_owned), offer, ..ClientHello::default() }
+}
+
+#[tokio::test]
+async fn certificate_is_shown_to_those_who_ask_for_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (issues, ours, others) = (Issues::new(), Issues::named("clients"), Issues::named("others"));
+    let identity = Identity::load(&identity(&ours, folder.path(), "me"), None).expect("loads");
+    let upstream =
+        Upstream::with_roots(Vec::new(), vec![issues.certificate.clone()], Some(identity)).expect("an upstream");
+    for (tls12, tls13) in [(true, false), (false, true)] {
+        let client = client(Some("a.test"), tls12, tls13);
+        let demands = Arc::new(asking(&issues, &ours, true));
+        let (greeted, asked) = greet(&upstream, &demands, &client).await;
+        greeted.expect("greeted");
+        assert_eq!(asked, Asked::Shown);
+        // It is not what these ask for.
+        let (greeted, asked) = greet(&upstream, &Arc::new(asking(&issues, &others, false)), &client).await;
+        greeted.expect("greeted");
+        let Asked::Unanswered(request) = asked else { panic!("{asked:?}") };
+        assert_eq!(request.authorities.len(), 1);
+        // Without one of ours, the request is told.
+        let (_, asked) = greet(&issues.trusted(), &demands, &client).await;
+        assert!(matches!(asked, Asked::Unanswered(_)), "{asked:?}");
+        let (greeted, asked) = greet(&issues.trusted(), &Arc::new(issues.server(&["a.test"], |_| {})), &client).await;
+        greeted.expect("greeted");
+        assert_eq!(asked, Asked::No);
+    }
+}
+
+#[test]
+fn client_certificates_are_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let issues = Issues::new();
+    let (one, two) = (identity(&issues, folder.path(), "one"), identity(&issues, folder.path(), "two"));
+    Identity::load(&one, Some(&one)).expect("loads");
+    let said = |certificate: &Path, key: Option<&Path>| {
+        let error = Identity::load(certificate, key).expect_err("refused");
+        assert_eq!(error.exit_code(), 64);
+        error.to_string()
+    };
+    assert!(said(&one, Some(&two)).contains("does not belong"), "{}", said(&one, Some(&two)));
+    let bare = folder.path().join("bare");
+    std::fs::write(&bare, system::encode(&issues.certificate)).expect("written");
+    assert!(said(&bare, None).contains("--client-key"), "{}", said(&bare, None));
+    std::fs::write(&bare, "-----BEGIN ENCRYPTED PRIVATE KEY-----\nQUJD\n-----END ENCRYPTED PRIVATE KEY-----\n")
+        .expect("written");
+    assert!(said(&one, Some(&bare)).contains("encrypted"), "{}", said(&one, Some(&bare)));
+    assert!(said(&bare, None).contains("no certificate"), "{}", said(&bare, None));
+    assert!(said(Path::new("/nowhere"), None).contains("client certificate"));
+}
+
+/// The upstream meets the versions that the client offers, and no others.
+#[tokio::test]
+async fn versions_are_the_clients() {
+    let issues = Issues::new();
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(["a.test".to_owned()]).expect("parameters");
+    let certificate: CertificateDer<'static> = params.signed_by(&key, &issues.issuer).expect("a certificate").into();
+    for (speaks, tls12, tls13, meets) in [
+        (&TLS12, true, false, true),
+        (&TLS12, true, true, true),
+        (&TLS12, false, true, false),
+        (&TLS13, true, false, false),
+        (&TLS13, true, true, true),
+        (&TLS13, false, true, true),
+    ] {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der().to_vec()));
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[speaks])
+            .expect("a version")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], der)
+            .expect("a configuration");
+        let (greeted, _) = greet(&issues.trusted(), &Arc::new(server), &client(Some("a.test"), tls12, tls13)).await;
+        match greeted {
+            Ok(()) => assert!(meets, "{speaks:?} {tls12} {tls13}"),
+            Err(error) => {
+                assert!(!meets, "{speaks:?} {tls12} {tls13}: {error}");
+                assert!(beyond(&error).is_some_and(|why| why.contains("TLS version")), "{error}");
+            }
+        }
+    }
+}
+
+/// A client that asks for no name judges the name itself; the rest must hold.
+#[tokio::test]
+async fn without_a_name_the_names_are_the_clients_affair() {
+    let issues = Issues::new();
+    let unnamed = client(None, true, true);
+    let server = |change: fn(&mut CertificateParams)| Arc::new(issues.server(&["a.test"], change));
+    greet(&issues.trusted(), &server(|_| {}), &unnamed).await.0.expect("greeted");
+    let expired = server(|params| params.not_after = (SystemTime::now() - DAY).into());
+    let error = greet(&issues.trusted(), &expired, &unnamed).await.0.expect_err("expired");
+    assert_eq!((mirror_alert(&error), beyond(&error)), (Some(45), None));
+    let stranger = Arc::new(Issues::named("other").server(&["a.test"], |_| {}));
+    let error = greet(&issues.trusted(), &stranger, &unnamed).await.0.expect_err("a stranger");
+    assert_eq!(mirror_alert(&error), Some(48));
+    // A connection of our own takes nothing but the address itself.
+    let error = meet(&issues.trusted(), &server(|_| {}), "192.0.2.1", &[]).await.expect_err("another name");
+    assert_eq!(mirror_alert(&error), Some(42));
+}
+
+/// What webpki does not judge as other libraries do is left to the client.
+#[tokio::test]
+async fn names_in_the_common_name_alone_are_left_to_the_client() {
+    let issues = Issues::new();
+    let server = Arc::new(issues.server(&[], |params| params.distinguished_name.push(DnType::CommonName, "a.test")));
+    for name in [Some("a.test"), None] {
+        let error = greet(&issues.trusted(), &server, &client(name, true, true)).await.0.expect_err("not judged");
+        assert!(is_distrust(&error));
+        assert!(beyond(&error).is_some_and(|why| why.contains("judge")), "{error}");
+    }
+    let other = CertificateError::UnsupportedSignatureAlgorithmContext {
+        signature_algorithm_id: Vec::new(),
+        supported_algorithms: Vec::new(),
+    };
+    let error = |error: Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    assert!(beyond(&error(other.into())).is_some());
+    for tls in [
+        CertificateError::Expired.into(),
+        CertificateError::UnknownIssuer.into(),
+        CertificateError::NotValidForName.into(),
+        Error::AlertReceived(AlertDescription::InternalError),
+        Error::AlertReceived(AlertDescription::UnrecognisedName),
+    ] {
+        assert_eq!(beyond(&error(tls)), None);
+    }
+    assert_eq!(beyond(&io::ErrorKind::ConnectionReset.into()), None);
 }
 
 #[tokio::test]
@@ -215,13 +390,17 @@ async fn what_is_no_tls_failure_has_no_alert() {
     drop(far);
     let error = upstream.connect(near, name("a.test"), &[]).await.expect_err("closed");
     assert_eq!(mirror_alert(&error), None);
-    assert!(explain(&error, "a.test").contains("a.test"));
+    assert!(explain(&error, "a.test", &Asked::No).contains("a.test"));
 
     let (near, mut far) = duplex(1024);
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("written");
     let error = upstream.connect(near, name("a.test"), &[]).await.expect_err("no TLS");
     assert!(mirror_alert(&error).is_some());
-    assert!(explain(&error, "a.test").contains("does not speak TLS"), "{}", explain(&error, "a.test"));
+    assert!(
+        explain(&error, "a.test", &Asked::No).contains("does not speak TLS"),
+        "{}",
+        explain(&error, "a.test", &Asked::No)
+    );
     assert_eq!(mirror_alert(&io::ErrorKind::ConnectionReset.into()), None);
 }
 
@@ -239,7 +418,7 @@ fn files_are_checked() {
     assert!(matches!(error, TlsError::Read { .. }) && error.exit_code() == 64, "{error}");
     assert!(matches!(Upstream::new(&[file("empty", "")]), Err(TlsError::NoCertificate { .. })));
     assert!(matches!(Upstream::new(&[file("junk", &system::encode(b"junk"))]), Err(TlsError::BadCertificate { .. })));
-    assert!(matches!(Upstream::with_roots(Vec::new(), Vec::new()), Err(TlsError::NoRoots)));
+    assert!(matches!(Upstream::with_roots(Vec::new(), Vec::new(), None), Err(TlsError::NoRoots)));
 }
 
 #[test]
@@ -285,10 +464,8 @@ impl Ours {
             }
         };
         let theirs = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate").cert;
-        let leaf = self
-            .leaves
-            .for_upstream(hello.client.server_name.as_deref(), [192, 0, 2, 1].into(), theirs.der())
-            .map_err(io::Error::other)?;
+        let leaf =
+            self.leaves.for_upstream(hello.client.server_name.as_deref(), theirs.der()).map_err(io::Error::other)?;
         let config = self.servers.config(&leaf, alpn).map_err(io::Error::other)?;
         let rest = bytes.split_off(hello.length);
         let mut stream = hello.accept(config, io, &rest)?.await?;
@@ -344,7 +521,7 @@ async fn early_data_meant_for_the_upstream_is_survived() {
     // genuine upstream may have before we came.
     let leaf = {
         let theirs = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate").cert;
-        ours.leaves.for_upstream(Some("a.test"), [192, 0, 2, 1].into(), theirs.der()).expect("a leaf")
+        ours.leaves.for_upstream(Some("a.test"), theirs.der()).expect("a leaf")
     };
     let mut generous = ServerConfig::clone(&ours.servers.config(&leaf, None).expect("a configuration"));
     generous.max_early_data_size = 1 << 14;
