@@ -116,6 +116,10 @@ impl Gate for KernelGate {
         })
     }
 
+    fn counters(&self) -> redirect::Counters {
+        self.0.counters()
+    }
+
     fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.exempt(&socket).map_err(io::Error::other)
     }
@@ -207,6 +211,7 @@ impl Instance {
         let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
+            gate: Arc::clone(&proxy.gate),
             files: settings.rule_files,
             about: About {
                 pid: std::process::id(),

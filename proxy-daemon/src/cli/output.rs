@@ -20,7 +20,7 @@ use super::{
 use crate::{
     daemon::Finished,
     report::{
-        self, DifferenceEntry, Meta, Report, Timeline,
+        self, Meta, Report, Timeline,
         assert::{Assertion, Verdict},
     },
 };
@@ -140,7 +140,7 @@ pub(super) fn report_of(
     mut notes: Vec<String>,
 ) -> Report {
     notes.extend(finished.redirect.sentences());
-    let differences = differences(&finished);
+    let differences = report::differences(&finished.redirect, finished.hurried);
     notes.extend(rule_notes(&finished));
     if let Some(events) = &finished.events {
         if let Some(error) = &events.error {
@@ -171,35 +171,6 @@ pub(super) fn report_of(
             notes,
         },
     )
-}
-
-/// In what the run differed from a direct one that the ledger does not know.
-fn differences(finished: &Finished) -> Vec<DifferenceEntry> {
-    let mut found = Vec::new();
-    let quic = finished.redirect.udp_refused;
-    if quic > 0 {
-        let text = format!(
-            "QUIC (HTTP/3) was refused {}, so that clients fall back to TCP; --allow-quic leaves it alone.",
-            if quic == 1 { "once".to_owned() } else { format!("{quic} times") }
-        );
-        found.push(DifferenceEntry::new("quic-refused", "", quic, text));
-    }
-    let blocked = finished.redirect.blocked;
-    if blocked > 0 {
-        let text =
-            format!("Connections were refused that retryscope could not carry, as --fail closed asks: {blocked}.");
-        found.push(DifferenceEntry::new("blocked", "", blocked, text));
-    }
-    let lost = finished.redirect.handover_failed;
-    if lost > 0 {
-        let text = format!("Connections were closed since the kernel had lost their records: {lost}.");
-        found.push(DifferenceEntry::new("cut", "", lost, text));
-    }
-    if finished.hurried {
-        let text = "Connections were still open when the time to finish had passed; they were cut.";
-        found.push(DifferenceEntry::new("cut", "", 1, text));
-    }
-    found
 }
 
 /// What there is to say of the rules besides their hits.

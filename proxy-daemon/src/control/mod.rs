@@ -28,8 +28,8 @@ pub use server::{Server, bind};
 
 use crate::{
     flow::Moment,
-    proxy::Account,
-    report::{self, Meta, Report},
+    proxy::{Account, Gate},
+    report::{self, Meta, Report, differences},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
 
@@ -119,6 +119,7 @@ struct Refused {
 #[derive(Debug)]
 pub struct Controlled {
     pub account: Arc<Account>,
+    pub gate: Arc<dyn Gate>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
     pub about: About,
@@ -167,6 +168,8 @@ impl Controlled {
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
         let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
+        let counters = self.gate.counters();
+        notes.extend(counters.sentences());
         notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));
         report::build(
             &snapshot,
@@ -177,9 +180,9 @@ impl Controlled {
                 command: self.about.command.clone(),
                 ports: self.ports.clone(),
                 rules: account.rules.list().into_iter().map(|rule| (rule.name.to_string(), rule.hits)).collect(),
-                redirect: serde_json::Value::Null,
+                redirect: serde_json::to_value(counters).unwrap_or_default(),
                 assertions: Vec::new(),
-                differences: Vec::new(),
+                differences: differences(&counters, false),
                 notes,
             },
         )

@@ -46,7 +46,7 @@ async fn scrape(State(it): State<Arc<Scraped>>) -> impl IntoResponse {
     // One scrape after the other: each takes what has been added.
     let mut metrics = it.metrics.lock().unwrap_or_else(PoisonError::into_inner);
     let snapshot = account.ledger().snapshot(now);
-    let text = metrics.scrape(&snapshot, &account.rules.list());
+    let text = metrics.scrape(&snapshot, &account.rules.list(), &it.controlled.gate.counters());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 

@@ -3,7 +3,7 @@ use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::redirect::Redirected;
+use crate::redirect::{Counters, Redirected};
 
 /// How connections come here and how ours avoid coming here: the kernel's
 /// redirect, or a test's stand-in.
@@ -11,6 +11,9 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
     /// Where an accepted connection was going, and whose it is. `None` where
     /// no redirect explains it.
     fn origin_of(&self, accepted: std::os::fd::BorrowedFd<'_>) -> Option<Redirected>;
+
+    /// What was counted on the way here.
+    fn counters(&self) -> Counters;
 
     /// Marks a socket as ours before it connects.
     fn exempt(&self, socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;

@@ -8,7 +8,7 @@ use std::{
 use super::{
     AssertionEntry, BackoffEntry, BoundsEntry, ClassEntry, ConnectionsEntry, CountsEntry, HerdsEntry, Meta,
     OperationEntry, OutcomesEntry, ProblemEntry, ProcessEntry, Report, RetryAfterEntry, RuleEntry, RuleWaitEntry,
-    SCHEMA, TimelineEntry, Totals, TunnelEntry, WastedEntry, fidelity::differences,
+    SCHEMA, TimelineEntry, Totals, TunnelEntry, WastedEntry, fidelity,
 };
 use crate::{
     process::{container, unit},
@@ -62,7 +62,7 @@ pub fn build(snapshot: &Snapshot, meta: &Meta) -> Report {
         rules: meta.rules.iter().map(|(name, hits)| RuleEntry { name: name.clone(), hits: *hits }).collect(),
         redirect: meta.redirect.clone(),
         bounds: bounds(&snapshot.bounds),
-        fidelity: differences(snapshot, &meta.differences),
+        fidelity: fidelity::all(snapshot, &meta.differences),
         assertions: meta
             .assertions
             .iter()

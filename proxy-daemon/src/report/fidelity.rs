@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::words::{GLUE, count, duration, number};
-use crate::retry::{Snapshot, Tally};
+use crate::{
+    redirect::Counters,
+    retry::{Snapshot, Tally},
+};
 
 /// Differences listed one by one; the rest is one entry.
 const MAX_LISTED: usize = 256;
@@ -47,7 +50,7 @@ impl DifferenceEntry {
 
 /// All of a run's differences: those that the ledger knows, then those that
 /// the instance adds.
-pub(super) fn differences(snapshot: &Snapshot, others: &[DifferenceEntry]) -> Vec<DifferenceEntry> {
+pub(super) fn all(snapshot: &Snapshot, others: &[DifferenceEntry]) -> Vec<DifferenceEntry> {
     let mut all = by_rules(&snapshot.totals);
     all.extend(tunnels(snapshot));
     all.extend(failures(snapshot));
@@ -63,6 +66,42 @@ pub(super) fn differences(snapshot: &Snapshot, others: &[DifferenceEntry]) -> Ve
         ));
     }
     all
+}
+
+/// What the ledger does not know: what became of connections on their way
+/// here, and whether some had to be cut at the end.
+pub fn differences(redirect: &Counters, hurried: bool) -> Vec<DifferenceEntry> {
+    let mut found = Vec::new();
+    let quic = redirect.udp_refused;
+    if quic > 0 {
+        let text = format!(
+            "QUIC (HTTP/3) was refused {}, so that clients fall back to TCP; --allow-quic leaves it alone.",
+            if quic == 1 { "once".to_owned() } else { format!("{} times", number(quic)) }
+        );
+        found.push(DifferenceEntry::new("quic-refused", "", quic, text));
+    }
+    let blocked = redirect.blocked;
+    if blocked > 0 {
+        let text = format!(
+            "{} refused that retryscope could not carry, as --fail closed asks.",
+            if blocked == 1 { "1 connection was".to_owned() } else { format!("{} connections were", number(blocked)) }
+        );
+        found.push(DifferenceEntry::new("blocked", "", blocked, text));
+    }
+    let lost = redirect.handover_failed;
+    if lost > 0 {
+        let text = format!(
+            "{} closed, since the kernel had lost what it knew of {}.",
+            if lost == 1 { "1 connection was".to_owned() } else { format!("{} connections were", number(lost)) },
+            if lost == 1 { "it" } else { "them" }
+        );
+        found.push(DifferenceEntry::new("cut", "", lost, text));
+    }
+    if hurried {
+        let text = "Connections were still open when the time to finish had passed; they were cut.";
+        found.push(DifferenceEntry::new("cut", "", 1, text));
+    }
+    found
 }
 
 /// What rules have made of answers.

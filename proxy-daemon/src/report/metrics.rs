@@ -19,6 +19,7 @@ use prometheus::{
 
 use crate::{
     process::{container, unit},
+    redirect::Counters,
     retry::{Class, OperationName, ProcessShare, Snapshot, Tally},
     rules::RuleStatus,
 };
@@ -239,18 +240,19 @@ pub struct Metrics {
 
 impl Metrics {
     /// The text of one scrape.
-    pub fn scrape(&mut self, snapshot: &Snapshot, rules: &[RuleStatus]) -> String {
+    pub fn scrape(&mut self, snapshot: &Snapshot, rules: &[RuleStatus], redirect: &Counters) -> String {
         let mut text = Vec::new();
         // Into memory nothing fails but a family without rows, and none is.
-        let _ = TextEncoder::new().encode(&self.collect(snapshot, rules), &mut text);
+        let _ = TextEncoder::new().encode(&self.collect(snapshot, rules, redirect), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Every family that has rows.
-    pub fn collect(&mut self, snapshot: &Snapshot, rules: &[RuleStatus]) -> Vec<MetricFamily> {
+    pub fn collect(&mut self, snapshot: &Snapshot, rules: &[RuleStatus], redirect: &Counters) -> Vec<MetricFamily> {
         self.take(snapshot);
         let mut families = self.families();
         families.extend(self.extras(snapshot, rules));
+        families.extend(ways(redirect));
         families.retain(|family| !family.get_metric().is_empty());
         families
     }
@@ -410,6 +412,30 @@ impl Metrics {
     }
 }
 
+/// Connections that did not come here.
+fn ways(redirect: &Counters) -> Vec<MetricFamily> {
+    let mut families = Vec::new();
+    let direct = [
+        ("bound_device", redirect.direct_bound_device),
+        ("link_local", redirect.direct_link_local),
+        ("no_listener", redirect.direct_no_listener),
+        ("no_record", redirect.direct_no_record),
+        ("no_room", redirect.direct_no_room),
+        ("other_netns", redirect.direct_other_netns),
+        ("stalled", redirect.direct_stalled),
+    ];
+    let direct = direct.map(|(reason, count)| counter(vec![pair("reason", reason)], count as f64));
+    let help = "Connections of the target that went direct, unobserved.";
+    extend(&mut families, "retryscope_direct_connections_total", help, MetricType::COUNTER, direct.to_vec());
+    let blocked = counter(Vec::new(), redirect.blocked as f64);
+    let help = "Connections that were refused since they could not be carried (--fail closed).";
+    extend(&mut families, "retryscope_blocked_connections_total", help, MetricType::COUNTER, vec![blocked]);
+    let quic = counter(Vec::new(), redirect.udp_refused as f64);
+    let help = "Datagrams and connects to QUIC's port that were refused.";
+    extend(&mut families, "retryscope_quic_refused_total", help, MetricType::COUNTER, vec![quic]);
+    families
+}
+
 fn other() -> Row {
     let owner = Owner { comm: OTHER.to_owned(), ..Owner::default() };
     Row { owner, service: String::new(), operation: OTHER.to_owned() }
@@ -508,7 +534,7 @@ mod tests {
                 (attempt.started, attempt.ended) = (Moment(now), Some(Moment(now + 500_000)));
                 attempt.response.as_mut().expect("a response").status = if *fails { 503 } else { 200 };
                 ledger.finish(&attempt);
-                metrics.scrape(&ledger.snapshot(Moment(now + 600_000)), &[])
+                metrics.scrape(&ledger.snapshot(Moment(now + 600_000)), &[], &Counters::default())
             })
             .collect()
     }
@@ -538,7 +564,7 @@ mod tests {
             attempt.link = ledger.begin(&process, &Hint::default(), "", started);
             (attempt.started, attempt.ended) = (started, Some(ended));
             ledger.finish(&attempt);
-            metrics.scrape(&ledger.snapshot(ended), &[])
+            metrics.scrape(&ledger.snapshot(ended), &[], &Counters::default())
         };
         enter(Moment(10), Moment(20));
         let text = enter(Moment(5), Moment(30));

@@ -24,7 +24,7 @@ mod tests;
 use std::{collections::BTreeMap, time::SystemTime};
 
 pub use build::build;
-pub use fidelity::DifferenceEntry;
+pub use fidelity::{DifferenceEntry, differences};
 pub use html::html;
 use serde::{Deserialize, Serialize};
 pub use text::text;

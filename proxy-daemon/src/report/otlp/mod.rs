@@ -83,6 +83,7 @@ impl Otlp {
         let dropped = Arc::new(AtomicU64::new(0));
         let gatherer = Gatherer {
             account: Arc::clone(account),
+            gate: Arc::clone(gate),
             metrics: Metrics::default(),
             encoder: Encoder::new(account.clock),
             calls: Calls::default(),
@@ -120,6 +121,7 @@ impl Otlp {
 
 struct Gatherer {
     account: Arc<Account>,
+    gate: Arc<dyn Gate>,
     metrics: Metrics,
     encoder: Encoder,
     calls: Calls,
@@ -176,7 +178,7 @@ impl Gatherer {
     fn metrics(&mut self) {
         let account = &self.account;
         let snapshot = account.ledger().snapshot(account.clock.now());
-        let families = self.metrics.collect(&snapshot, &account.rules.list());
+        let families = self.metrics.collect(&snapshot, &account.rules.list(), &self.gate.counters());
         let (body, items) = self.encoder.metrics(&families);
         self.send(Batch { signal: Signal::Metrics, body, items });
     }
