@@ -230,8 +230,10 @@ impl<'l, S> Leg<'l, S> {
 }
 
 impl<S: AsyncWrite + Unpin> Leg<'_, S> {
-    /// Sends what is to be sent before anything of `h2`'s.
-    fn poll_queue(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends what is to be sent before anything of `h2`'s that is still to
+    /// come; and, where `h2` has sent all it had, what the other side has left:
+    /// that must not overtake what came before it.
+    fn poll_queue(&mut self, context: &mut Context<'_>, all_sent: bool) -> Poll<io::Result<()>> {
         self.link.watch(self.side, context);
         if !self.going.greeted && self.link.may_greet(self.side) {
             self.going.greeted = true;
@@ -244,7 +246,8 @@ impl<S: AsyncWrite + Unpin> Leg<'_, S> {
         }
         let mut sent = false;
         loop {
-            if self.going.queue.is_empty() && self.going.place.is_between_frames() && self.going.part.is_empty() {
+            let between = self.going.place.is_between_frames() && self.going.part.is_empty();
+            if all_sent && between && self.going.queue.is_empty() {
                 self.going.queue = self.link.take_waiting(self.side);
             }
             if self.going.queue.is_empty() {
@@ -267,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Leg<'_, S> {
         let me = self.get_mut();
         // A greeting may have become due while `h2` has nothing to send. What
         // fails is met by whoever sends next.
-        let _ = me.poll_queue(context);
+        let _ = me.poll_queue(context, false);
         loop {
             if !me.coming.ready.is_empty() {
                 let (ready, _) = me.coming.ready.as_slices();
@@ -326,7 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
+        ready!(me.poll_queue(context, false))?;
         if !me.going.greeted && me.held() >= MAX_HELD {
             return Poll::Pending;
         }
@@ -356,13 +359,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
+        ready!(me.poll_queue(context, true))?;
         Pin::new(&mut me.stream).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
+        ready!(me.poll_queue(context, true))?;
         Pin::new(&mut me.stream).poll_shutdown(context)
     }
 }

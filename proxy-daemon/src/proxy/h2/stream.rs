@@ -12,6 +12,7 @@ use http::{HeaderMap, Method, StatusCode};
 
 use super::{
     Break,
+    link::Asking,
     pass::{Ahead, Cut, flushed, pass, reason_for, swallow},
     ruled::{break_off, edit, pass_cut, tell, told},
 };
@@ -47,6 +48,7 @@ pub(super) async fn stream(
     sender: client::SendRequest<Bytes>,
     mut exchange: Exchange,
     peer: &Peer,
+    asking: Asking<'_>,
 ) -> Option<Break> {
     let (mut parts, mut request_body) = request.into_parts();
     name_authority(&mut parts, peer);
@@ -72,6 +74,7 @@ pub(super) async fn stream(
             _ = poll_fn(|context| respond.poll_reset(context)) => return None,
         }
         if ruling.reply.is_some() || ruling.abort.is_some() {
+            drop(asking);
             return told(&ruling, respond, request_body, ahead, expects, &exchange).await;
         }
     }
@@ -82,6 +85,7 @@ pub(super) async fn stream(
         Ok(mut sender) => sender.send_request(http::Request::from_parts(parts, ()), bodiless),
         Err(error) => Err(error),
     };
+    drop(asking);
     let (response, mut upstream_body) = match sent {
         Ok(pair) => pair,
         Err(error) => {
