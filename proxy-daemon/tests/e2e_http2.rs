@@ -430,6 +430,42 @@ fn downloads_are_held_up_with_their_client() {
     assert!((65_535..=65_535 + (1 << 20)).contains(&held), "held at {held}");
 }
 
+/// A reset is not held up behind a window: a client that reads no more has it
+/// at once, after what there was room for.
+#[test]
+fn a_reset_passes_a_window_that_is_used_up() {
+    let steps = json!([{"unread": [1]}, {"open": 1, "fields": get("/")}, {"reset": 1}]);
+    for direct in [true, false] {
+        let ca = TestCa::new();
+        let wire = Wire::with(&ca, H2, |mut conn| async move {
+            greet(&mut conn).await?;
+            let mut window = 65_535;
+            let stream = loop {
+                let got = next(&mut conn).await?;
+                for pair in got.payload.chunks(6).filter(|pair| got.kind == SETTINGS && pair[..2] == [0, 4]) {
+                    window = u32::from_be_bytes([pair[2], pair[3], pair[4], pair[5]]);
+                }
+                if got.kind == HEADERS {
+                    break got.stream;
+                }
+            };
+            conn.send(frame(HEADERS, END_HEADERS, stream, OK)).await?;
+            let all = vec![b'x'; window.min(300_000) as usize];
+            for piece in all.chunks(16_384) {
+                conn.send(frame(DATA, 0, stream, piece)).await?;
+            }
+            conn.send(frame(RST_STREAM, 0, stream, &11_u32.to_be_bytes())).await?;
+            conn.ended().await
+        });
+        let (got, outcome) = frames(direct, wire.address, &ca, &steps);
+        let stream = &got["streams"]["1"];
+        assert_eq!((&stream["length"], &stream["reset"]), (&json!(65_535), &json!(11)), "direct={direct}: {got}");
+        if !direct {
+            assert_eq!(outcome.report().count("errors", "reset"), 1, "{}", outcome.report());
+        }
+    }
+}
+
 /// Priorities, and frames and settings that nobody knows, change nothing.
 #[test]
 fn priorities_and_unknown_frames_change_nothing() {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
 
 use super::frame::{self, ACK, GOAWAY, Head, PING};
 
@@ -71,6 +72,8 @@ struct End {
     /// Why it goes: a GOAWAY's code and debug data.
     goodbye: Option<Bytes>,
     gone: bool,
+    /// Its socket takes no more for now.
+    blocked: bool,
     /// The task that sends to it.
     waker: Option<Waker>,
 }
@@ -115,13 +118,36 @@ impl Both {
     }
 }
 
-/// Used in one task; never waited for.
 #[derive(Debug, Default)]
-pub(super) struct Link(Mutex<Both>);
+pub(super) struct Link {
+    /// Used in one task; never waited for.
+    both: Mutex<Both>,
+    /// A side has been sent all that there was.
+    settled: Notify,
+}
 
 impl Link {
     fn both(&self) -> MutexGuard<'_, Both> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.both.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a side's socket takes no more.
+    pub(super) fn blocks(&self, side: Side, blocked: bool) {
+        self.both().end(side).blocked = blocked;
+        if !blocked {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Waits until a side's socket has taken all that was there for it.
+    pub(super) async fn settled(&self, side: Side) {
+        loop {
+            let settled = self.settled.notified();
+            if !self.both().end(side).blocked {
+                return;
+            }
+            settled.await;
+        }
     }
 
     /// Has the task woken when there is something to be sent to this side.

@@ -161,7 +161,7 @@ where
                             // Begun here, so that it counts even if the
                             // client leaves at once.
                             let exchange = begin(&request, account, peer);
-                            streams.push(stream(request, respond, sender.clone(), exchange, peer, link.asked()));
+                            streams.push(stream(request, respond, sender.clone(), exchange, peer, &link, link.asked()));
                             accepted = true;
                         }
                         // The client broke the connection or said goodbye.
