@@ -63,6 +63,8 @@ struct Going {
     /// To be sent before anything else.
     queue: BytesMut,
     greeted: bool,
+    /// The socket takes no more for now.
+    blocked: bool,
 }
 
 impl<'l, S> Leg<'l, S> {
@@ -89,6 +91,7 @@ impl<'l, S> Leg<'l, S> {
                 held: Vec::new(),
                 queue: BytesMut::new(),
                 greeted: false,
+                blocked: false,
             },
         }
     }
@@ -224,14 +227,26 @@ impl<'l, S> Leg<'l, S> {
         taken
     }
 
+    /// Notes what became of a write, or a flush.
+    fn noted<T>(&mut self, done: Poll<T>, all_sent: bool) -> Poll<T> {
+        let blocked = done.is_pending() || (self.going.blocked && !all_sent);
+        if blocked != self.going.blocked {
+            self.going.blocked = blocked;
+            self.link.blocks(self.side, blocked);
+        }
+        done
+    }
+
     fn held(&self) -> usize {
         self.going.held.iter().map(BytesMut::len).sum::<usize>() + self.going.part.len()
     }
 }
 
 impl<S: AsyncWrite + Unpin> Leg<'_, S> {
-    /// Sends what is to be sent before anything of `h2`'s.
-    fn poll_queue(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends what is to be sent before anything of `h2`'s that is still to
+    /// come; and, where `h2` has sent all it had, what the other side has left:
+    /// that must not overtake what came before it.
+    fn poll_queue(&mut self, context: &mut Context<'_>, all_sent: bool) -> Poll<io::Result<()>> {
         self.link.watch(self.side, context);
         if !self.going.greeted && self.link.may_greet(self.side) {
             self.going.greeted = true;
@@ -244,7 +259,8 @@ impl<S: AsyncWrite + Unpin> Leg<'_, S> {
         }
         let mut sent = false;
         loop {
-            if self.going.queue.is_empty() && self.going.place.is_between_frames() && self.going.part.is_empty() {
+            let between = self.going.place.is_between_frames() && self.going.part.is_empty();
+            if all_sent && between && self.going.queue.is_empty() {
                 self.going.queue = self.link.take_waiting(self.side);
             }
             if self.going.queue.is_empty() {
@@ -267,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Leg<'_, S> {
         let me = self.get_mut();
         // A greeting may have become due while `h2` has nothing to send. What
         // fails is met by whoever sends next.
-        let _ = me.poll_queue(context);
+        let _ = me.poll_queue(context, false);
         loop {
             if !me.coming.ready.is_empty() {
                 let (ready, _) = me.coming.ready.as_slices();
@@ -315,6 +331,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Leg<'_, S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Leg<'_, S> {
+    fn poll_parts(&mut self, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_queue(context, false))?;
+        if !self.going.greeted && self.held() >= MAX_HELD {
+            return Poll::Pending;
+        }
+        let plain = self.plain(parts);
+        if plain == 0 {
+            return Poll::Ready(Ok(self.take_in(parts)));
+        }
+        let whole: usize = parts.iter().map(|part| part.len()).sum();
+        let written = if plain == whole {
+            ready!(Pin::new(&mut self.stream).poll_write_vectored(context, parts))?
+        } else {
+            let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| part);
+            ready!(Pin::new(&mut self.stream).poll_write(context, &first[..first.len().min(plain)]))?
+        };
+        let mut left = written;
+        for part in parts {
+            let here = left.min(part.len());
+            self.going.place.pass(&part[..here]);
+            left -= here;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_all(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_queue(context, true))?;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
@@ -326,28 +374,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
-        if !me.going.greeted && me.held() >= MAX_HELD {
-            return Poll::Pending;
-        }
-        let plain = me.plain(parts);
-        if plain == 0 {
-            return Poll::Ready(Ok(me.take_in(parts)));
-        }
-        let whole: usize = parts.iter().map(|part| part.len()).sum();
-        let written = if plain == whole {
-            ready!(Pin::new(&mut me.stream).poll_write_vectored(context, parts))?
-        } else {
-            let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| part);
-            ready!(Pin::new(&mut me.stream).poll_write(context, &first[..first.len().min(plain)]))?
-        };
-        let mut left = written;
-        for part in parts {
-            let here = left.min(part.len());
-            me.going.place.pass(&part[..here]);
-            left -= here;
-        }
-        Poll::Ready(Ok(written))
+        let done = me.poll_parts(context, parts);
+        me.noted(done, false)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -356,13 +384,126 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
-        Pin::new(&mut me.stream).poll_flush(context)
+        let done = me.poll_all(context);
+        me.noted(done, true)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        ready!(me.poll_queue(context))?;
+        ready!(me.poll_all(context))?;
         Pin::new(&mut me.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{
+        super::frame::{ACK, HEADERS, PING, frame},
+        *,
+    };
+
+    /// What a client of these frames says, and what of it is `h2`'s to see.
+    fn said(kinds: &[(u8, usize)]) -> (Vec<u8>, Vec<u8>, usize) {
+        let (mut all, mut passes, mut pings) = (vec![b'p'; frame::PREFACE], vec![b'p'; frame::PREFACE], 0);
+        for &(kind, length) in kinds {
+            let part = match kind {
+                // Answers to pings that nobody asked.
+                0 => frame(PING, ACK, &[7; 8]),
+                1 => frame(SETTINGS, 0, &[0, 6, 0, 0, 1, 0].repeat(length % 4)),
+                2 => frame(GOAWAY, 0, &[0; 9]),
+                3 => frame(PING, 0, &[1; 8]),
+                // With the flag that ends a block.
+                _ => frame(HEADERS, 4, &vec![3; length]),
+            };
+            all.extend_from_slice(&part);
+            if kind == 3 {
+                pings += 1;
+            } else {
+                passes.extend_from_slice(&part);
+            }
+        }
+        (all, passes, pings)
+    }
+
+    proptest! {
+        /// However the bytes are cut, and however little is read at once.
+        #[test]
+        fn all_passes_but_what_is_taken_out(
+            kinds in proptest::collection::vec((0_u8..6, 0_usize..200), 0..30),
+            cut in 1_usize..50,
+            room in 1_usize..200,
+        ) {
+            let (all, passes, pings) = said(&kinds);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let (came, waiting) = runtime.block_on(async {
+                let link = Link::default();
+                let (mut peer, ours) = tokio::io::duplex(cut);
+                let mut leg = Leg::new(ours, Side::Client, &link);
+                let saying = async {
+                    peer.write_all(&all).await.expect("room");
+                    peer.shutdown().await.expect("an end");
+                };
+                let hearing = async {
+                    let mut came = Vec::new();
+                    loop {
+                        let mut space = vec![0; room];
+                        match leg.read(&mut space).await.expect("no failure") {
+                            0 => return came,
+                            read => came.extend_from_slice(&space[..read]),
+                        }
+                    }
+                };
+                let ((), came) = tokio::join!(saying, hearing);
+                (came, link.take_waiting(Side::Upstream))
+            });
+            prop_assert_eq!(came, passes);
+            let passed_on = waiting.windows(PING_FRAME).filter(|part| **part == frame(PING, 0, &[1; 8])).count();
+            prop_assert_eq!(passed_on, pings);
+        }
+
+        /// What `h2` sends goes as it is, but for its settings, and not before
+        /// the other side is known.
+        #[test]
+        fn all_goes_but_what_is_changed(
+            lengths in proptest::collection::vec(0_usize..400, 0..20),
+            cut in 1_usize..50,
+            early in 0_usize..20,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let first = frame(SETTINGS, 0, &[0, 4, 0, 0, 0, 9, 0, 8, 0, 0, 0, 1]);
+            let rest: Vec<Vec<u8>> = lengths.iter().map(|&length| frame(0, 0, &vec![5; length])).collect();
+            let told = frame(SETTINGS, 0, &[0, 4, 0, 0, 0, 9, 0, 3, 0, 0, 0, 7]);
+            let expected = [told, rest.concat()].concat();
+            let came = runtime.block_on(async {
+                let link = Link::default();
+                let (mut peer, ours) = tokio::io::duplex(cut);
+                let mut leg = Leg::new(ours, Side::Client, &link);
+                let sending = async {
+                    leg.write_all(&first).await.expect("held");
+                    for (at, part) in rest.iter().enumerate() {
+                        if at == early {
+                            link.has_said(Side::Upstream, &[0, 3, 0, 0, 0, 7]);
+                        }
+                        leg.write_all(part).await.expect("held, or sent");
+                        leg.flush().await.expect("held, or sent");
+                    }
+                    if early >= rest.len() {
+                        link.has_said(Side::Upstream, &[0, 3, 0, 0, 0, 7]);
+                    }
+                    leg.flush().await.expect("sent");
+                    leg.shutdown().await.expect("an end");
+                };
+                let hearing = async {
+                    let mut came = Vec::new();
+                    peer.read_to_end(&mut came).await.expect("no failure");
+                    came
+                };
+                tokio::join!(sending, hearing).1
+            });
+            prop_assert_eq!(came, expected);
+        }
     }
 }

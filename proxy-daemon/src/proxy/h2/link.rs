@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
 
 use super::frame::{self, ACK, GOAWAY, Head, PING};
 
@@ -64,13 +65,15 @@ fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> + '_ {
 struct End {
     /// What of its settings is passed on; `None` until it has said them.
     said: Option<Vec<(u16, u32)>>,
-    /// Whole frames to be sent to it.
+    /// Whole frames to be sent to it, after all that is on its way.
     waiting: BytesMut,
     /// Pings of the other side's that it has not answered.
     pings: VecDeque<[u8; 8]>,
     /// Why it goes: a GOAWAY's code and debug data.
     goodbye: Option<Bytes>,
     gone: bool,
+    /// Its socket takes no more for now.
+    blocked: bool,
     /// The task that sends to it.
     waker: Option<Waker>,
 }
@@ -89,9 +92,24 @@ struct Both {
     upstream: End,
     /// The upstream has changed what it had said.
     changed: bool,
+    /// Requests of the client's that are not on their way yet. Its goodbye
+    /// comes after them.
+    asking: usize,
 }
 
 impl Both {
+    /// An upstream learns of its client's goodbye as it is, since that one
+    /// names no stream.
+    fn pass_goodbye(&mut self) {
+        if self.asking > 0 {
+            return;
+        }
+        if let Some(why) = self.client.goodbye.take() {
+            self.upstream.waiting.extend_from_slice(&frame::frame(GOAWAY, 0, &[&[0; 4], &why[..]].concat()));
+            self.upstream.wake();
+        }
+    }
+
     fn end(&mut self, side: Side) -> &mut End {
         match side {
             Side::Client => &mut self.client,
@@ -100,13 +118,36 @@ impl Both {
     }
 }
 
-/// Used in one task; never waited for.
 #[derive(Debug, Default)]
-pub(super) struct Link(Mutex<Both>);
+pub(super) struct Link {
+    /// Used in one task; never waited for.
+    both: Mutex<Both>,
+    /// A side has been sent all that there was.
+    settled: Notify,
+}
 
 impl Link {
     fn both(&self) -> MutexGuard<'_, Both> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.both.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a side's socket takes no more.
+    pub(super) fn blocks(&self, side: Side, blocked: bool) {
+        self.both().end(side).blocked = blocked;
+        if !blocked {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Waits until a side's socket has taken all that was there for it.
+    pub(super) async fn settled(&self, side: Side) {
+        loop {
+            let settled = self.settled.notified();
+            if !self.both().end(side).blocked {
+                return;
+            }
+            settled.await;
+        }
     }
 
     /// Has the task woken when there is something to be sent to this side.
@@ -180,20 +221,21 @@ impl Link {
         true
     }
 
-    /// A side says goodbye. An upstream learns of its client's as it is, since
-    /// that one names no stream; a client's stream numbers are its own, so
-    /// that its goodbye is made here, for the same reason.
+    /// A side says goodbye. What it says of streams is about its own numbers.
     pub(super) fn said_goodbye(&self, side: Side, payload: &[u8]) {
         let Some((_, why)) = payload.split_at_checked(4) else { return };
         let mut both = self.both();
         both.end(side).goodbye = Some(Bytes::copy_from_slice(why));
-        if side == Side::Client {
-            let to = &mut both.upstream;
-            if to.waiting.len() < MAX_WAITING {
-                to.waiting.extend_from_slice(&frame::frame(GOAWAY, 0, &[&[0; 4], why].concat()));
-                to.wake();
-            }
+        if both.upstream.waiting.len() < MAX_WAITING {
+            both.pass_goodbye();
         }
+    }
+
+    /// A request has come from the client; it is on its way, or over, when
+    /// what is returned is dropped.
+    pub(super) fn asked(&self) -> Asking<'_> {
+        self.both().asking += 1;
+        Asking(self)
     }
 
     /// A goodbye of ours for the client, with the upstream's reason where that
@@ -217,6 +259,18 @@ impl Link {
         both.upstream.gone = true;
         both.upstream.said.get_or_insert_default();
         both.client.wake();
+    }
+}
+
+/// A request that is not on its way yet.
+#[derive(Debug)]
+pub(super) struct Asking<'l>(&'l Link);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut both = self.0.both();
+        both.asking -= 1;
+        both.pass_goodbye();
     }
 }
 
@@ -284,7 +338,10 @@ mod tests {
         assert_eq!(link.goodbye(&ours(11)), b"\0\0\0\x09\0\0\0\x0btoo_many_pings");
         // A rule's.
         assert_eq!(link.goodbye(&ours(2)), ours(2));
+        let asked = link.asked();
         link.said_goodbye(Side::Client, b"\0\0\0\x01\0\0\0\x02why");
+        assert!(link.take_waiting(Side::Upstream).is_empty());
+        drop(asked);
         assert_eq!(link.take_waiting(Side::Upstream)[..], frame::frame(GOAWAY, 0, b"\0\0\0\0\0\0\0\x02why"));
         link.said_goodbye(Side::Client, b"");
     }

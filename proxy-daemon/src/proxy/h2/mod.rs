@@ -161,7 +161,7 @@ where
                             // Begun here, so that it counts even if the
                             // client leaves at once.
                             let exchange = begin(&request, account, peer);
-                            streams.push(stream(request, respond, sender.clone(), exchange, peer));
+                            streams.push(stream(request, respond, sender.clone(), exchange, peer, &link, link.asked()));
                             accepted = true;
                         }
                         // The client broke the connection or said goodbye.
@@ -206,7 +206,11 @@ where
             Turn::Over(end) | Turn::Break(Break::End(end)) => {
                 if upstream_end.is_none() {
                     // The client's goodbye, and its last resets.
-                    poll_fn(|context| Poll::Ready(drop(Pin::new(&mut connection).poll(context)))).await;
+                    poll_fn(|context| {
+                        let _ = Pin::new(&mut connection).poll(context);
+                        Poll::Ready(())
+                    })
+                    .await;
                 }
                 return end;
             }

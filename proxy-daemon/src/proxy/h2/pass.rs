@@ -1,12 +1,15 @@
 //! Bodies and trailers on their way from one side to the other, no faster than
 //! they are taken.
-use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::STREAM_WINDOW;
+use super::{
+    STREAM_WINDOW,
+    link::{Link, Side},
+};
 
 /// How long a body is waited for that somebody wants to see whole.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,50 +71,62 @@ pub(super) fn reason_for(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::INTERNAL_ERROR)
 }
 
-/// Passes a body and its trailers, no faster than `to` takes them. `seen` is
-/// told of bytes before they are sent, and of the last ones that they are.
+/// Passes a body and its trailers, no faster than `to`, which leads to `side`,
+/// takes them. `seen` is told of bytes before they are sent, and of the last
+/// ones that they are.
 pub(super) async fn pass(
     mut ahead: Ahead,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
+    (link, side): (&Link, Side),
     mut seen: impl FnMut(&[u8], bool),
     trailed: impl FnOnce(&HeaderMap),
 ) -> Result<(), Cut> {
-    while let Some(data) = ahead.parts.pop_front() {
-        let last = ahead.is_empty() && from.is_end_stream();
-        let length = data.len();
-        seen(&data, last);
-        send(to, data, last).await?;
-        let _ = from.flow_control().release_capacity(length);
-        if last {
-            return Ok(());
-        }
-    }
+    let mut failed = None;
     loop {
-        let data = tokio::select! {
-            data = from.data() => data,
-            reset = poll_fn(|context| to.poll_reset(context)) => {
-                return Err(Cut::Sink(reset.unwrap_or(Reason::CANCEL)));
-            }
+        let data = match (ahead.parts.pop_front(), failed) {
+            (Some(data), _) => data,
+            (None, Some(reason)) => return Err(Cut::Source(reason)),
+            (None, None) if ahead.ended => break,
+            (None, None) => tokio::select! {
+                data = from.data() => match data {
+                    Some(Ok(data)) => data,
+                    Some(Err(error)) => return Err(Cut::Source(reason_for(&error))),
+                    None => break,
+                },
+                reset = poll_fn(|context| to.poll_reset(context)) => {
+                    return Err(Cut::Sink(reset.unwrap_or(Reason::CANCEL)));
+                }
+            },
         };
-        let data = match data {
-            Some(Ok(data)) => data,
-            Some(Err(error)) => return Err(Cut::Source(reason_for(&error))),
-            None => break,
-        };
-        let last = from.is_end_stream();
-        seen(&data, last);
-        if last {
-            // Data that needs no further window goes with the end's flag.
-            let length = data.len();
-            send(to, data, true).await?;
-            let _ = from.flow_control().release_capacity(length);
-            return Ok(());
-        }
+        // Data that needs no further window goes with the end's flag.
+        let last = ahead.is_empty() && failed.is_none() && from.is_end_stream();
         let length = data.len();
-        send(to, data, false).await?;
+        seen(&data, last);
+        {
+            let mut sending = pin!(send(to, data, last));
+            loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut sending => break sent?,
+                    // A reset is not held up by a window: what comes before it
+                    // is taken as far as the source's own window goes.
+                    next = from.data(), if !ahead.ended && failed.is_none() => match next {
+                        Some(Ok(data)) => ahead.parts.push_back(data),
+                        Some(Err(error)) => failed = Some(reason_for(&error)),
+                        None => ahead.ended = true,
+                    },
+                    () = flushed(link, side), if failed.is_some() => {
+                        return Err(Cut::Source(failed.unwrap_or(Reason::CANCEL)));
+                    }
+                }
+            }
+        }
         // The window opens once the other side has taken what came.
         let _ = from.flow_control().release_capacity(length);
+        if last {
+            return Ok(());
+        }
     }
     let trailers = from.trailers().await;
     if let Ok(Some(trailers)) = &trailers {
@@ -162,8 +177,10 @@ pub(super) async fn swallow(from: &mut RecvStream) -> Result<(), Cut> {
     from.trailers().await.map(|_| ()).map_err(|error| Cut::Source(reason_for(&error)))
 }
 
-/// Lets the connection send what its streams have left: a reset takes back
-/// whatever has not been sent.
-pub(super) async fn flushed() {
+/// Waits until a side has what its streams have left for it, as far as their
+/// windows go: a reset takes back whatever has not been sent.
+pub(super) async fn flushed(link: &Link, side: Side) {
+    // The connection has its turn.
     tokio::task::yield_now().await;
+    link.settled(side).await;
 }

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{
     Break,
+    link::{Link, Side},
     pass::{Ahead, Cut, flushed, pass, reason_for, send},
 };
 use crate::{
@@ -27,6 +28,7 @@ pub(super) async fn told(
     ahead: Ahead,
     expects: bool,
     exchange: &Mutex<Exchange>,
+    link: &Link,
 ) -> Option<Break> {
     {
         let mut exchange = lock(exchange);
@@ -59,7 +61,7 @@ pub(super) async fn told(
         head.headers_mut().insert(http::header::CONTENT_LENGTH, content.len().into());
     }
     let content = if to_head || matches!(reply.status, 204 | 304) { Bytes::new() } else { content };
-    let sent = tell(&mut respond, head, content, ruling.abort, exchange).await;
+    let sent = tell(&mut respond, head, content, ruling.abort, exchange, link).await;
     if sent {
         // The client may go on sending; it is heard out.
         take_in(&mut body, exchange).await;
@@ -83,6 +85,7 @@ pub(super) async fn tell(
     mut content: Bytes,
     abort: Option<Abort>,
     exchange: &Mutex<Exchange>,
+    link: &Link,
 ) -> bool {
     let mut cut = false;
     if let Some(Abort::Truncate(after)) = abort {
@@ -102,7 +105,7 @@ pub(super) async fn tell(
         return false;
     }
     if cut {
-        flushed().await;
+        flushed(link, Side::Client).await;
         body.send_reset(Reason::INTERNAL_ERROR);
     }
     !cut
@@ -184,6 +187,7 @@ pub(super) async fn pass_cut(
     mut ahead: Ahead,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
+    link: &Link,
     mut left: usize,
     mut seen: impl FnMut(&[u8]),
 ) -> Result<(), Cut> {
@@ -193,7 +197,7 @@ pub(super) async fn pass_cut(
             None => match from.data().await {
                 Some(Ok(data)) => data,
                 Some(Err(error)) => return Err(Cut::Source(reason_for(&error))),
-                None => return pass(ahead, from, to, |_, _| (), |_| ()).await,
+                None => return pass(ahead, from, to, (link, Side::Client), |_, _| (), |_| ()).await,
             },
         };
         let length = data.len();

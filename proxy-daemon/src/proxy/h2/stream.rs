@@ -12,6 +12,7 @@ use http::{HeaderMap, Method, StatusCode};
 
 use super::{
     Break,
+    link::{Asking, Link, Side},
     pass::{Ahead, Cut, flushed, pass, reason_for, swallow},
     ruled::{break_off, edit, pass_cut, tell, told},
 };
@@ -47,6 +48,8 @@ pub(super) async fn stream(
     sender: client::SendRequest<Bytes>,
     mut exchange: Exchange,
     peer: &Peer,
+    link: &Link,
+    asking: Asking<'_>,
 ) -> Option<Break> {
     let (mut parts, mut request_body) = request.into_parts();
     name_authority(&mut parts, peer);
@@ -72,7 +75,8 @@ pub(super) async fn stream(
             _ = poll_fn(|context| respond.poll_reset(context)) => return None,
         }
         if ruling.reply.is_some() || ruling.abort.is_some() {
-            return told(&ruling, respond, request_body, ahead, expects, &exchange).await;
+            drop(asking);
+            return told(&ruling, respond, request_body, ahead, expects, &exchange, link).await;
         }
     }
     let method = parts.method.clone();
@@ -82,6 +86,7 @@ pub(super) async fn stream(
         Ok(mut sender) => sender.send_request(http::Request::from_parts(parts, ()), bodiless),
         Err(error) => Err(error),
     };
+    drop(asking);
     let (response, mut upstream_body) = match sent {
         Ok(pair) => pair,
         Err(error) => {
@@ -101,11 +106,12 @@ pub(super) async fn stream(
                 ahead,
                 &mut request_body,
                 &mut upstream_body,
+                (link, Side::Upstream),
                 |bytes, _| lock(&exchange).sent(bytes),
                 |_| ()
             )),
         };
-        pass_response(respond, response, upload, &exchange, &method).await
+        pass_response(respond, response, upload, &exchange, &method, link).await
     };
     match over {
         Over::Done => None,
@@ -143,6 +149,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     mut upload: Upload<'_, F>,
     exchange: &Mutex<Exchange>,
     method: &Method,
+    link: &Link,
 ) -> Over {
     let mut response = pin!(response);
     // h2 takes an interim response for the final one, and from then on
@@ -233,7 +240,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
                 parts.headers.insert(http::header::CONTENT_LENGTH, content.len().into());
             }
             let head = http::Response::from_parts(parts, ());
-            let told = tell(&mut respond, head, content, ruling.abort, exchange).await;
+            let told = tell(&mut respond, head, content, ruling.abort, exchange, link).await;
             // The genuine body is let go of, and with it the upstream's
             // stream; what the client still sends is heard out first.
             if told && upload.running {
@@ -262,12 +269,14 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     let outcome = {
         let mut download = pin!(async {
             if let Some(cut) = cut.filter(|_| keep_body && !ends) {
-                pass_cut(ahead, &mut response_body, &mut client_body, cut, |bytes| lock(exchange).received(bytes)).await
+                let received = |bytes: &[u8]| lock(exchange).received(bytes);
+                pass_cut(ahead, &mut response_body, &mut client_body, link, cut, received).await
             } else if keep_body && !ends {
                 pass(
                     ahead,
                     &mut response_body,
                     &mut client_body,
+                    (link, Side::Client),
                     |bytes, last| {
                         let mut exchange = lock(exchange);
                         exchange.received(bytes);
@@ -306,7 +315,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
                     // still to be sent.
                     Err(Cut::Sink(Reason::NO_ERROR)) => {}
                     Err(Cut::Sink(reason)) => {
-                        flushed().await;
+                        flushed(link, Side::Client).await;
                         client_body.send_reset(reason);
                     }
                     Err(Cut::Source(reason)) => return Over::ClientGone(reason),
@@ -316,7 +325,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
         }
         Err(Cut::Source(reason)) => {
             lock(exchange).end(Some(if reason == Reason::NO_ERROR { Failure::Closed } else { Failure::Reset }));
-            flushed().await;
+            flushed(link, Side::Client).await;
             client_body.send_reset(reason);
             Over::Done
         }
