@@ -28,10 +28,11 @@ fn connections(report: &Report) -> [u64; 3] {
     ["intercepted", "tunnelled", "refused"].map(|kind| report.connections(kind))
 }
 
-/// Kinds of problems, each with its count.
-fn problems(report: &Report) -> Vec<(String, u64)> {
-    let rows = report.processes().iter().flat_map(|row| row["problems"].as_array().cloned().unwrap_or_default());
-    rows.map(|row| (row["kind"].as_str().unwrap_or_default().to_owned(), row["count"].as_u64().unwrap_or(0))).collect()
+/// Why connections were passed on untouched, each with its count.
+fn tunnels(report: &Report) -> Vec<(String, u64)> {
+    let rows = report.tunnels().into_iter();
+    rows.map(|row| (row["why"].as_str().unwrap_or_default().to_owned(), row["connections"].as_u64().unwrap_or(0)))
+        .collect()
 }
 
 /// OpenSSL's own server, which answers with a page about the session.
@@ -103,8 +104,8 @@ fn clients_that_offer_nothing_we_speak() {
             if !direct {
                 let report = outcome.report();
                 assert_eq!(connections(&report), [0, 1, 0], "{offers:?}: {report}");
-                assert_eq!(problems(&report), [(OLD_CLIENT.to_owned(), 1)], "{offers:?}: {report}");
-                assert_eq!(report.process("curl")["problems"][0]["name"], NAME, "{offers:?}: {report}");
+                assert_eq!(tunnels(&report), [(OLD_CLIENT.to_owned(), 1)], "{offers:?}: {report}");
+                assert_eq!(report.tunnels()[0]["name"], NAME, "{offers:?}: {report}");
             }
             assert_eq!(server.failed(), 0, "{offers:?} direct={direct}");
             session(&outcome.text())
@@ -134,7 +135,7 @@ fn upstreams_that_speak_nothing_we_do() {
             if !direct {
                 let report = outcome.report();
                 assert_eq!(connections(&report), [0, 3, 0], "{speaks:?}: {report}");
-                assert_eq!(problems(&report), vec![(UNSPOKEN.to_owned(), 1); 3], "{speaks:?}: {report}");
+                assert_eq!(tunnels(&report), vec![(UNSPOKEN.to_owned(), 1); 3], "{speaks:?}: {report}");
             }
             session(&outcome.text())
         });
@@ -177,7 +178,7 @@ fn certificates_that_only_the_client_can_judge() {
             if !direct {
                 let report = outcome.report();
                 assert_eq!(connections(&report), [0, 1, 0], "{program}: {report}");
-                assert_eq!(problems(&report), [(UNJUDGED.to_owned(), 1)], "{program}: {report}");
+                assert_eq!(tunnels(&report), [(UNJUDGED.to_owned(), 1)], "{program}: {report}");
             }
         }
     }

@@ -45,9 +45,11 @@ const PASSED_BY: &str = "--passthrough or --intercept says so";
 const REFUSED_BY_CLIENT: &str = "the client refused the certificate";
 /// Why a client is left alone that will not trust us.
 const LEARNED: &str = "the client refuses retryscope's certificate for it";
-/// Why others are passed on untouched.
+
+/// Why some are left alone that we could not serve.
 const OLD_CLIENT: &str = "the client offers no TLS version or cipher that retryscope speaks";
-const OWN_CERTIFICATE: &str = "the upstream asks for a client certificate";
+const OWN_CERTIFICATE: &str = "the upstream asks for a client certificate (--client-cert shows one)";
+const CHANGED_MIND: &str = "the client showed a certificate";
 
 /// How long an upstream that has asked for a client certificate may take to
 /// judge the answer: four times what its handshake took, but no less and no
@@ -85,8 +87,6 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         Class::Gone => {}
         Class::Opaque(Opaque::Unsupported) => {
             let name = hello::server_name(&first);
-            let address = visit.origin.ip().to_string();
-            visit.aside(OLD_CLIENT, name.as_deref().unwrap_or(&address));
             visit.tunnel(client, name.as_deref(), &first, early, OLD_CLIENT).await;
         }
         Class::Opaque(Opaque::TooLong) => {
@@ -206,15 +206,11 @@ impl Visit<'_> {
         }
 
         let place: Place = (Arc::clone(&name), self.origin.port());
-        let comm = self.process.facts().comm.clone();
         let findings = &proxy.findings;
-        if let Some(why) = findings.beyond(&place, Instant::now()) {
-            self.aside(why, &name);
+        let beyond = findings.beyond(&place, Instant::now());
+        let has_one = || findings.answer(&self.process, &place, Instant::now()) == Answer::HasOne;
+        if let Some(why) = beyond.or_else(|| has_one().then_some(OWN_CERTIFICATE)) {
             return self.tunnel(client, sni.as_deref(), first, early, why).await;
-        }
-        if findings.answer(&comm, &place, Instant::now()) == Answer::HasOne {
-            self.aside(OWN_CERTIFICATE, &name);
-            return self.tunnel(client, sni.as_deref(), first, early, OWN_CERTIFICATE).await;
         }
 
         // The upstream first: what it is, the client is to meet.
@@ -251,11 +247,11 @@ impl Visit<'_> {
             Asked::No => (findings.asks(&place), true),
         };
         let distrusted = greeted.as_ref().is_err_and(tls::is_distrust);
-        if request.is_some() && !distrusted && findings.answer(&comm, &place, Instant::now()) == Answer::Unknown {
+        let answer = || findings.answer(&self.process, &place, Instant::now());
+        if request.is_some() && !distrusted && answer() == Answer::Unknown {
             // What it would have shown, only the client knows: it is asked by
             // the upstream itself.
-            self.aside(OWN_CERTIFICATE, &name);
-            let told = |shown| findings.answered(&comm, place.clone(), shown, Instant::now());
+            let told = |shown| findings.answered(&self.process, place.clone(), shown, Instant::now());
             let watched = (!hello.client.resumes).then_some(told);
             return self.pass(client, sni.as_deref(), first, None, OWN_CERTIFICATE, watched).await;
         }
@@ -280,7 +276,6 @@ impl Visit<'_> {
                 };
                 let Some(why) = why else { return self.insecure(client, &name, &error, &asked).await };
                 tracing::debug!(%name, %error, why, "the client itself may fare better");
-                self.aside(why, &name);
                 findings.is_beyond(place, why, Instant::now());
                 return self.tunnel(client, sni.as_deref(), first, None, why).await;
             }
@@ -329,21 +324,14 @@ impl Visit<'_> {
             Ok(client) => client,
             Err(error) => return self.distrusted(&name, &error, shown, environment.as_ref()),
         };
+        drop(environment);
         if tls::shows_certificate(client.get_ref().1) {
-            findings.answered(&comm, place, true, Instant::now());
-            self.refused(Problem {
-                kind: "the client showed a certificate",
-                name: name.to_string(),
-                hint: format!(
-                    "{comm} showed a certificate to {name} where it had shown none before. It cannot be passed on, so this connection was reset; the next ones are left alone."
-                ),
-                differs: Some("the client's connection was reset, since its own certificate cannot be passed on"),
-            });
+            findings.answered(&self.process, place, true, Instant::now());
+            self.changed_mind(&name);
             failure::reset_on_close(client.get_ref().0);
             failure::reset_on_close(upstream.get_ref().0);
             return;
         }
-        drop(environment);
         let shown = proxy.account.clock.now();
         match self.first_word(&mut client, &mut upstream).await {
             Word::Spoken => {
@@ -595,6 +583,17 @@ impl Visit<'_> {
         });
     }
 
+    /// The client showed a certificate of its own, where the program was seen
+    /// to have none.
+    fn changed_mind(&self, name: &str) {
+        self.refused(Problem {
+            kind: CHANGED_MIND,
+            name: name.to_owned(),
+            hint: "it had shown none before, and its own cannot be passed on. From its next connection on it is left alone, unread; `--client-cert PEM` shows a certificate in its place".to_owned(),
+            differs: Some("the client's connection was reset, since it showed a certificate that cannot be passed on"),
+        });
+    }
+
     fn consequence(&self, learned: bool) -> &'static str {
         if learned {
             ". From its next connection on it is left alone, unread"
@@ -616,20 +615,6 @@ impl Visit<'_> {
         tracing::debug!(pid = self.process.key.pid, kind = problem.kind, hint = problem.hint, "problem");
         let account = &self.proxy.account;
         account.ledger().problem(&self.process, problem, account.clock.now());
-    }
-
-    /// Tells a person why connections to `name` are not looked into.
-    fn aside(&self, why: &'static str, name: &str) {
-        let hint = match why {
-            OLD_CLIENT => format!(
-                "the client's connections to {name} are passed on untouched; retryscope speaks TLS 1.2 and 1.3, with forward secrecy and authenticated encryption."
-            ),
-            OWN_CERTIFICATE => format!(
-                "a client's own certificate cannot be passed on, so connections to {name} are passed on untouched, but those of a client that shows none where {name} goes on without; `--client-cert PEM` shows a certificate in the client's place."
-            ),
-            _ => format!("connections to {name} are passed on untouched."),
-        };
-        self.problem(Problem { kind: why, name: name.to_owned(), hint, differs: None });
     }
 }
 

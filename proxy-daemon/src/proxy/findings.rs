@@ -23,7 +23,10 @@ use std::{
 
 use lru::LruCache;
 
-use crate::tls::CertificateRequest;
+use crate::{
+    process::{Process, program},
+    tls::CertificateRequest,
+};
 
 /// Upstreams, and programs at upstreams.
 const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -42,7 +45,7 @@ pub struct Findings {
     /// What upstreams ask of their clients. Sessions that are resumed are not
     /// asked again.
     asking: Mutex<LruCache<Place, Asking>>,
-    clients: Mutex<LruCache<(Box<str>, Place), Client>>,
+    clients: Mutex<LruCache<(String, Place), Client>>,
 }
 
 #[derive(Debug)]
@@ -117,10 +120,13 @@ impl Findings {
         }
     }
 
-    /// What the program `comm` answers at a place.
-    pub(super) fn answer(&self, comm: &str, place: &Place, now: Instant) -> Answer {
+    /// What the process's program answers at a place.
+    pub(super) fn answer(&self, process: &Process, place: &Place, now: Instant) -> Answer {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        match clients.get(&(comm.into(), place.clone())) {
+        if clients.is_empty() {
+            return Answer::Unknown;
+        }
+        match clients.get(&(program(&process.facts()), place.clone())) {
             Some(Client::HasNone) => Answer::HasNone,
             Some(Client::HasOne(until)) if now < *until => Answer::HasOne,
             _ => Answer::Unknown,
@@ -129,9 +135,9 @@ impl Findings {
 
     /// A program was seen to answer. That it has a certificate outweighs that
     /// it once showed none.
-    pub(super) fn answered(&self, comm: &str, place: Place, has_one: bool, now: Instant) {
+    pub(super) fn answered(&self, process: &Process, place: Place, has_one: bool, now: Instant) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (comm.into(), place);
+        let key = (program(&process.facts()), place);
         if has_one {
             clients.put(key, Client::HasOne(now + HOLDS));
         } else if !matches!(clients.get(&key), Some(Client::HasOne(until)) if now < *until) {
@@ -143,6 +149,12 @@ impl Findings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::{Facts, ProcessKey};
+
+    fn process(exe: &str) -> Process {
+        let key = ProcessKey { pid: 1, start_ticks: 1 };
+        Process::new(key, 1, 0, Facts { exe: Some(exe.into()), ..Facts::default() })
+    }
 
     fn place(name: &str) -> Place {
         (name.into(), 443)
@@ -161,17 +173,18 @@ mod tests {
     #[test]
     fn a_certificate_outweighs_none() {
         let (findings, now, at) = (Findings::default(), Instant::now(), place("a.test"));
-        assert_eq!(findings.answer("curl", &at, now), Answer::Unknown);
-        findings.answered("curl", at.clone(), false, now);
-        assert_eq!(findings.answer("curl", &at, now + HOLDS * 9), Answer::HasNone);
-        assert_eq!(findings.answer("kubectl", &at, now), Answer::Unknown);
-        findings.answered("curl", at.clone(), true, now);
-        findings.answered("curl", at.clone(), false, now);
-        assert_eq!(findings.answer("curl", &at, now), Answer::HasOne);
+        let (curl, kubectl) = (process("/usr/bin/curl"), process("/usr/bin/kubectl"));
+        assert_eq!(findings.answer(&curl, &at, now), Answer::Unknown);
+        findings.answered(&curl, at.clone(), false, now);
+        assert_eq!(findings.answer(&curl, &at, now + HOLDS * 9), Answer::HasNone);
+        assert_eq!(findings.answer(&kubectl, &at, now), Answer::Unknown);
+        findings.answered(&curl, at.clone(), true, now);
+        findings.answered(&curl, at.clone(), false, now);
+        assert_eq!(findings.answer(&curl, &at, now), Answer::HasOne);
         // Watched again, which loses nothing.
-        assert_eq!(findings.answer("curl", &at, now + HOLDS), Answer::Unknown);
-        findings.answered("curl", at.clone(), false, now + HOLDS);
-        assert_eq!(findings.answer("curl", &at, now + HOLDS), Answer::HasNone);
+        assert_eq!(findings.answer(&curl, &at, now + HOLDS), Answer::Unknown);
+        findings.answered(&curl, at.clone(), false, now + HOLDS);
+        assert_eq!(findings.answer(&curl, &at, now + HOLDS), Answer::HasNone);
     }
 
     #[test]
@@ -187,11 +200,11 @@ mod tests {
 
     #[test]
     fn findings_are_bounded() {
-        let (findings, now) = (Findings::default(), Instant::now());
+        let (findings, now, curl) = (Findings::default(), Instant::now(), process("/usr/bin/curl"));
         for at in 0..MAX_KEPT.get() + 9 {
             findings.is_beyond(place(&at.to_string()), "old", now);
             findings.has_asked(&place(&at.to_string()), Some(&Arc::default()));
-            findings.answered("curl", place(&at.to_string()), true, now);
+            findings.answered(&curl, place(&at.to_string()), true, now);
         }
         assert_eq!(findings.beyond.lock().expect("not poisoned").len(), MAX_KEPT.get());
         assert_eq!(findings.asking.lock().expect("not poisoned").len(), MAX_KEPT.get());

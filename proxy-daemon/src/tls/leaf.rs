@@ -266,6 +266,8 @@ impl Leaves {
 
 #[cfg(test)]
 mod tests {
+    use x509_parser::extensions::ParsedExtension;
+
     use super::*;
 
     fn leaves() -> Leaves {
@@ -312,9 +314,29 @@ mod tests {
         let (_, parsed) = X509Certificate::from_der(&leaf.cert[0]).expect("a certificate");
         let (_, issuer) = X509Certificate::from_der(leaves.authority().certificate_der()).expect("a certificate");
         assert!(!parsed.is_ca());
+        let constraints = parsed.basic_constraints().expect("readable").expect("present");
+        assert!(constraints.critical && !constraints.value.ca);
+        // What strict clients compare: each one's own key, and its issuer's.
+        let identifiers = |certificate: &X509Certificate<'_>| {
+            let (mut own, mut issuers) = (None, None);
+            for extension in certificate.extensions() {
+                match extension.parsed_extension() {
+                    ParsedExtension::SubjectKeyIdentifier(key) => own = Some(key.0.to_vec()),
+                    ParsedExtension::AuthorityKeyIdentifier(key) => {
+                        issuers = key.key_identifier.as_ref().map(|key| key.0.to_vec());
+                    }
+                    _ => {}
+                }
+            }
+            (own.expect("present"), issuers.expect("present"))
+        };
+        let (own, issuers) = identifiers(&parsed);
+        assert_eq!((&issuers, &identifiers(&issuer).1), (&identifiers(&issuer).0, &issuers));
+        assert_ne!(own, issuers);
+        let usage = parsed.extended_key_usage().expect("readable").expect("present");
+        assert!(usage.value.server_auth && !usage.value.any && !usage.value.client_auth);
         assert_eq!(parsed.issuer(), issuer.subject());
         assert!(parsed.key_usage().expect("readable").expect("present").value.digital_signature());
-        assert!(parsed.extended_key_usage().expect("readable").expect("present").value.server_auth);
         assert!(parsed.raw_serial().len() <= 20 && parsed.raw_serial()[0] < 0x80);
         let span = parsed.validity().not_after - parsed.validity().not_before;
         assert!(span.is_some_and(|span| span.whole_days() <= 7));
