@@ -10,6 +10,7 @@
 //! another process, by `fork` or over a Unix socket: the kernel tells of the
 //! connect, and of no later change of hands.
 mod cgroups;
+mod containers;
 pub mod janitor;
 pub mod launch;
 mod program;
@@ -25,7 +26,8 @@ use std::{
 use serde::Serialize;
 use tokio::io::{Interest, unix::AsyncFd};
 
-pub use cgroups::{container, unit};
+pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
+pub use containers::{Engines, Named};
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
 
@@ -145,6 +147,9 @@ pub struct Facts {
     pub exe: Option<String>,
     /// Path below the cgroup2 mount, `/` first.
     pub cgroup: Option<String>,
+    /// What the container's engine calls it, where the cgroup is a
+    /// container's.
+    pub container_name: Option<String>,
 }
 
 impl Process {

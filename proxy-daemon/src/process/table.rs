@@ -11,7 +11,7 @@ use lru::LruCache;
 use procfs::process::{Process as Proc, Stat};
 use tokio::sync::mpsc;
 
-use super::{CommandLine, Facts, Memory, Owner, Process, ProcessKey};
+use super::{CommandLine, Facts, Memory, Owner, Process, ProcessKey, containers::Names};
 
 /// How many processes are remembered. Past it the one that has not connected
 /// for longest is forgotten here; whoever holds its [`Process`] keeps it.
@@ -27,13 +27,14 @@ pub struct ProcessTable {
     seen: Mutex<LruCache<(ProcessKey, u64, u64), Arc<Process>>>,
     newcomers: mpsc::Sender<Arc<Process>>,
     memory: Arc<dyn Memory>,
+    names: Names,
 }
 
 impl ProcessTable {
     /// A table that tells of every process it has not seen before. Where the
     /// receiver is slow some go untold, never delaying a connection.
     pub fn new(newcomers: mpsc::Sender<Arc<Process>>, memory: Arc<dyn Memory>) -> Self {
-        Self { seen: Mutex::new(LruCache::new(MAX_PROCESSES)), newcomers, memory }
+        Self { seen: Mutex::new(LruCache::new(MAX_PROCESSES)), newcomers, memory, names: Names::default() }
     }
 
     /// A descriptor that turns readable when the process ends; `None` if it
@@ -85,11 +86,13 @@ impl ProcessTable {
             Some((_, stat)) if owner.image == 0 => stat.comm.clone(),
             _ => owner.comm.clone(),
         };
+        let cgroup = self.memory.cgroup(owner.cgroup_id).or_else(|| cgroup_of(&alive.as_ref()?.0));
         Facts {
             command: if command.is_empty() { comm.clone() } else { command },
             comm,
-            exe: alive.as_ref().and_then(|(proc, _)| proc.exe().ok()).map(|path| path.to_string_lossy().into_owned()),
-            cgroup: self.memory.cgroup(owner.cgroup_id).or_else(|| cgroup_of(&alive?.0)),
+            exe: alive.and_then(|(proc, _)| proc.exe().ok()).map(|path| path.to_string_lossy().into_owned()),
+            container_name: cgroup.as_deref().and_then(|cgroup| self.names.of(cgroup)),
+            cgroup,
         }
     }
 
@@ -105,7 +108,7 @@ impl ProcessTable {
             command: if command.is_empty() { comm.clone() } else { command },
             comm,
             exe: proc.exe().ok().map(|path| path.to_string_lossy().into_owned()),
-            cgroup: self.memory.cgroup(owner.cgroup_id).or_else(|| cgroup_of(&proc)),
+            ..known.clone()
         }
     }
 }

@@ -28,6 +28,7 @@ mod tally;
 mod tree;
 
 pub mod cgroup;
+pub mod find;
 
 use std::{
     collections::BTreeMap,
