@@ -27,8 +27,8 @@ fn process(pid: u32) -> Arc<Process> {
     let facts = Facts {
         comm: "app".into(),
         command: format!("app --number {pid}"),
-        exe: None,
         cgroup: Some("/app.slice".into()),
+        ..Facts::default()
     };
     Arc::new(Process::new(ProcessKey { pid, start_ticks: 1 }, 1, 0, facts))
 }

@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
-    process::{self, Process, ProcessKey, ProcessTable, launch::NONCE},
+    process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Routes},
     redirect::{self, Listeners, Redirect, RedirectError, Redirected},
     report::{
@@ -190,7 +190,7 @@ impl Instance {
         let proxy = Arc::new(Proxy {
             account: Arc::new(Account::new(clock, rules, ledger)),
             gate: Arc::new(KernelGate(Arc::clone(&redirect))),
-            processes: ProcessTable::new(newcomers),
+            processes: ProcessTable::new(newcomers, Arc::clone(&redirect) as Arc<dyn Memory>),
             leaves,
             servers,
             upstream: settings.upstream,

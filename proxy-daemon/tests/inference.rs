@@ -207,7 +207,7 @@ fn play(story: &Story) -> Score {
         if begins {
             let process = processes.entry(event.call.process).or_insert_with(|| {
                 let key = ProcessKey { pid: 7, start_ticks: u64::from(event.call.process) };
-                let facts = Facts { comm: "app".into(), command: "app".into(), exe: None, cgroup: None };
+                let facts = Facts { comm: "app".into(), command: "app".into(), ..Facts::default() };
                 Arc::new(Process::new(key, 1, 0, facts))
             });
             let begun = begin(&mut ledger, process, event, index);

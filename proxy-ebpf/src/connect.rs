@@ -35,19 +35,15 @@ struct Destination {
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn rs_connect4(context: SockAddrContext) -> i32 {
     let context = Addressed(&context);
-    let address = if context.v4().is_any() { Address::LOOPBACK_V4 } else { context.v4() };
+    let address = context.v4().or_loopback(true);
     connect(&context, Destination { address, v6_socket: false })
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn rs_connect6(context: SockAddrContext) -> i32 {
     let context = Addressed(&context);
-    let mut address = context.v6();
     // The kernel takes "any" for the loopback of the family in use.
-    if address.is_any() {
-        let v4 = address.is_v4() || context.bound_to_v4();
-        address = if v4 { Address::LOOPBACK_V4 } else { Address::LOOPBACK_V6 };
-    }
+    let address = context.v6().or_loopback(context.bound_to_v4());
     connect(&context, Destination { address, v6_socket: true })
 }
 
@@ -192,6 +188,7 @@ fn direct(context: &Addressed, to: Address) -> Option<Counter> {
 #[inline(always)]
 fn remember(context: &Addressed, to: Address) -> bool {
     let mut record = owner::record(to, context.port());
+    owner::keep_command(&record);
     let parent = mptcp_parent(context.socket());
     if !parent.is_null() && !store(&CLIENTS, parent, &mut record) {
         return false;

@@ -191,15 +191,27 @@ pub(crate) fn stored<T>(map: &'static SkStorage<T>, socket: Socket) -> *mut T {
 #[inline(always)]
 pub(crate) fn store<T: Copy>(map: &'static SkStorage<T>, socket: Socket, value: &mut T) -> bool {
     const CREATE: u64 = 1;
+    const { assert!(size_of::<T>() % size_of::<u64>() == 0 && align_of::<T>() == align_of::<u64>()) };
     // SAFETY: as above.
     let place: *mut T =
         unsafe { bpf_sk_storage_get(addr_of!(*map) as *mut c_void, socket, (value as *mut T).cast(), CREATE).cast() };
     if place.is_null() {
         return false;
     }
-    // An existing value is kept by the helper, so it is written here too.
-    // SAFETY: not null, and as large as the map's values.
-    unsafe { *place = *value };
+    // An existing value is kept by the helper, so it is written here too: word
+    // by word, since LLVM would make it a loop over bytes.
+    let words = size_of::<T>() / size_of::<u64>();
+    let mut at = 0;
+    while at < words {
+        // SAFETY: both are that long, and aligned so.
+        unsafe {
+            write_volatile(
+                place.cast::<u64>().wrapping_add(at),
+                read_volatile((value as *const T).cast::<u64>().wrapping_add(at)),
+            )
+        };
+        at += 1;
+    }
     true
 }
 

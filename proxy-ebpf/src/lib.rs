@@ -20,6 +20,17 @@ pub const MAX_HANDSHAKES: usize = 16_384;
 /// How many processes one `--pid` tree may hold.
 pub const MAX_PROCESSES: usize = 16_384;
 
+/// Command lines are kept in pieces of this many bytes: what fits on the
+/// programs' stack, where nobody else can write meanwhile.
+pub const PIECE_LEN: usize = 128;
+
+/// How many pieces of one command line are kept; the rest is cut off.
+pub const MAX_PIECES: u32 = 16;
+
+/// How many pieces are kept in all. Past it those of the process that has not
+/// connected for longest are forgotten; the daemon then asks `/proc`.
+pub const MAX_PIECES_KEPT: usize = 16_384;
+
 /// Where a redirected connection was meant to go, and who opened it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +40,15 @@ pub struct Record {
     pub start_boottime: u64,
     /// Inode number of the cgroup's directory.
     pub cgroup_id: u64,
+    /// How often the process has called `exec`, its ancestors' calls
+    /// included: with pid and start, which program it was. 0 where not known.
+    pub image: u64,
+    /// Where the program's arguments begin in its memory; another address
+    /// after an `exec`. 0 where not known.
+    pub arguments: u64,
     pub origin: Address,
-    /// NUL-terminated name of the thread that called `connect()`.
+    /// NUL-terminated name of the process: of its first thread. Of the thread
+    /// that called `connect()` where the kernel's layout is not known.
     pub comm: [u8; COMM_LEN],
     pub tgid: u32,
     pub tid: u32,
@@ -40,6 +58,37 @@ pub struct Record {
     pub gid: u32,
     /// Host byte order.
     pub origin_port: u32,
+    /// Bytes of the whole command line; 0 where not known.
+    pub command_len: u32,
+    /// Thread group id in the process's own pid namespace; 0 where not known.
+    pub inner: u32,
+}
+
+/// A piece of the command line of a process, in the words of [`Record`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceKey {
+    pub start_boottime: u64,
+    pub image: u64,
+    pub tgid: u32,
+    /// From 0.
+    pub number: u32,
+}
+
+/// Bytes as they lie in the process's memory, arguments parted by NULs. The
+/// last piece is filled up with zeros.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece(pub [u64; PIECE_LEN / 8]);
+
+impl Piece {
+    pub fn bytes(&self) -> [u8; PIECE_LEN] {
+        let mut bytes = [0; PIECE_LEN];
+        for (word, place) in self.0.iter().zip(bytes.chunks_exact_mut(8)) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
 }
 
 /// An IPv6 address, or an IPv4 one in its mapped form, as four words in
@@ -67,6 +116,25 @@ impl Address {
     #[inline(always)]
     pub const fn is_any(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[3] == 0 && (self.0[2] == 0 || self.is_v4())
+    }
+
+    /// This address, or the loopback where this is the "any" of its family; of
+    /// IPv4's family also `::`, if the socket is bound to an IPv4 address.
+    /// Without a branch, so that the verifier has one way to follow from here.
+    #[inline(always)]
+    pub const fn or_loopback(self, bound_to_v4: bool) -> Self {
+        let [a, b, c, d] = self.0;
+        let zeros = a | b | d;
+        let any_v4 = all_if_zero(zeros | (c ^ 0xffff_u32.to_be()));
+        let any_v6 = all_if_zero(zeros | c);
+        let v4 = any_v4 | (any_v6 & all_if_zero(!bound_to_v4 as u32));
+        let v6 = any_v6 & !v4;
+        Self([
+            a,
+            b,
+            c | (v4 & Self::LOOPBACK_V4.0[2]),
+            d | (v4 & Self::LOOPBACK_V4.0[3]) | (v6 & Self::LOOPBACK_V6.0[3]),
+        ])
     }
 
     /// fe80::/10: means nothing without an interface, which the hooks cannot
@@ -98,6 +166,12 @@ pub struct Gate {
     pub room: i64,
     /// 1: what the daemon cannot take is refused. 0: it goes direct.
     pub closed: u64,
+}
+
+/// All bits of 0, none of other numbers.
+#[inline(always)]
+const fn all_if_zero(number: u32) -> u32 {
+    (((number | number.wrapping_neg()) >> 31) ^ 1).wrapping_neg()
 }
 
 /// A connection between its SYN and the daemon's side of the handshake, named
@@ -157,13 +231,23 @@ unsafe impl aya::Pod for Record {}
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Gate {}
 
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for PieceKey {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Piece {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn has_no_padding() {
-        assert_eq!(size_of::<Record>(), 2 * 8 + 16 + COMM_LEN + 6 * 4);
+        assert_eq!(size_of::<Record>(), 4 * 8 + 16 + COMM_LEN + 8 * 4);
+        assert_eq!(size_of::<PieceKey>(), 2 * 8 + 2 * 4);
+        assert_eq!(size_of::<Piece>(), PIECE_LEN);
         assert_eq!(size_of::<Handshake>(), 16 + 2 * 4);
         assert_eq!(size_of::<Gate>(), 3 * 8);
     }
@@ -171,6 +255,19 @@ mod tests {
     #[test]
     fn knows_its_addresses() {
         assert!(Address::LOOPBACK_V4.is_v4() && !Address::LOOPBACK_V6.is_v4());
+        let v4 = |octets| Address::v4(u32::from_ne_bytes(octets));
+        for (address, bound, expected) in [
+            (Address([0; 4]), false, Address::LOOPBACK_V6),
+            (Address([0; 4]), true, Address::LOOPBACK_V4),
+            (v4([0; 4]), false, Address::LOOPBACK_V4),
+            (v4([0; 4]), true, Address::LOOPBACK_V4),
+            (v4([1, 0, 0, 0]), true, v4([1, 0, 0, 0])),
+            (Address([0, 0, 0, 1 << 31]), true, Address([0, 0, 0, 1 << 31])),
+            (Address([0, 0, 1, 0]), true, Address([0, 0, 1, 0])),
+            (Address([1, 0, 0, 0]), false, Address([1, 0, 0, 0])),
+        ] {
+            assert_eq!(address.or_loopback(bound), expected, "{address:?} {bound}");
+        }
         assert!(Address([0; 4]).is_any() && Address::v4(0).is_any() && !Address::LOOPBACK_V6.is_any());
         assert!(Address([u32::from_ne_bytes([0xfe, 0x80, 0, 0]), 0, 0, 1]).is_link_local());
         assert!(Address([u32::from_ne_bytes([0xfe, 0xbf, 0, 0]), 0, 0, 1]).is_link_local());

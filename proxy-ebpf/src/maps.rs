@@ -5,7 +5,10 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use retryscope_ebpf::{COUNTERS, Counter, Gate, Handshake, MAX_HANDSHAKES, MAX_PORTS, MAX_PROCESSES, Record};
+use retryscope_ebpf::{
+    COUNTERS, Counter, Gate, Handshake, MAX_HANDSHAKES, MAX_PIECES_KEPT, MAX_PORTS, MAX_PROCESSES, Piece, PieceKey,
+    Record,
+};
 
 /// On a client's socket that was redirected. Freed with the socket.
 #[btf_map]
@@ -36,6 +39,11 @@ pub(crate) static PROCESSES: HashMap<u32, u64, MAX_PROCESSES> = HashMap::new();
 /// What the daemon can take; one entry.
 #[btf_map]
 pub(crate) static GATE: Array<Gate, 1> = Array::new();
+
+/// Command lines of processes that connected: `/proc` may have nothing of them
+/// any more when the daemon accepts.
+#[btf_map]
+pub(crate) static COMMANDS: LruHashMap<PieceKey, Piece, MAX_PIECES_KEPT> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static TALLY: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();
@@ -89,4 +97,12 @@ settings! {
     TASK_REAL_PARENT, task_real_parent: u32;
     TASK_SIGNAL, task_signal: u32;
     SIGNAL_LIVE, signal_live: u32;
+    TASK_COMM, task_comm: u32;
+    TASK_EXEC_ID, task_exec_id: u32;
+    TASK_MM, task_mm: u32;
+    MM_ARG_START, mm_arg_start: u32;
+    MM_ARG_END, mm_arg_end: u32;
+    TASK_PID, task_pid: u32;
+    PID_LEVEL, pid_level: u32;
+    PID_NUMBERS, pid_numbers: u32;
 }

@@ -11,6 +11,7 @@ mod relay;
 mod s3;
 mod serve;
 mod stats;
+mod storm;
 mod tls;
 
 use anyhow::{Context, Result};
@@ -36,12 +37,18 @@ enum Command {
     Serve(serve::Options),
     /// Make requests and time them
     Load(load::Options),
+    /// Start thousands of processes that make one request each
+    Storm(storm::Options),
     /// Connect as told, and tell what was negotiated
     Tls(tls::Options),
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    // It forks, so there must be no other threads.
+    if let Command::Storm(options) = &options.command {
+        return storm::run(options);
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let done = runtime.block_on(async {
@@ -52,6 +59,7 @@ fn main() -> Result<()> {
             Command::Relay(options) => relay::run(options).await,
             Command::Serve(options) => serve::run(options).await,
             Command::Load(options) => load::run(options).await,
+            Command::Storm(_) => Ok(()),
             Command::Tls(options) => tls::run(options).await,
         }
     });

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     daemon::{Instance, Settings},
     process,
-    redirect::{self, Redirect, Target},
+    redirect::{self, Redirect, Target, find},
     tls::Authority,
 };
 
@@ -53,23 +53,43 @@ struct Which {
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
 
+    /// The processes of this systemd unit; `nginx` means nginx.service, `worker@` all instances
+    #[arg(long, value_name = "NAME")]
+    unit: Option<String>,
+
+    /// The processes of this container, by its name or id or how either begins
+    #[arg(long, value_name = "NAME|ID")]
+    container: Option<String>,
+
     /// This process and what it starts from now on
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
+}
+
+impl Which {
+    /// What is to be watched, and what to call it.
+    fn find(&self) -> Result<(Target, String), Failure> {
+        if let Some(path) = &self.cgroup {
+            return Ok((Target::Cgroup(directory(path)?), format!("cgroup {}", path.display())));
+        }
+        if let Some(pid) = self.pid {
+            redirect::cgroup::of_process(pid)?;
+            return Ok((Target::Process { pid }, format!("process {pid} and what it starts")));
+        }
+        let found = match (&self.unit, &self.container) {
+            (Some(unit), _) => find::unit(unit)?,
+            (None, Some(container)) => find::container_named(container)?,
+            (None, None) => return Err(Failure::usage("name a --unit, a --container, a --cgroup or a --pid")),
+        };
+        Ok((Target::Cgroup(found.directory), found.shown))
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     log_to_stderr(args.options.verbose);
     let checked = args.options.check()?;
     require_root()?;
-    let (target, shown) = match (&args.target.cgroup, args.target.pid) {
-        (Some(path), _) => (Target::Cgroup(directory(path)?), format!("cgroup {}", path.display())),
-        (None, Some(pid)) => {
-            redirect::cgroup::of_process(pid)?;
-            (Target::Process { pid }, format!("process {pid} and what it starts"))
-        }
-        (None, None) => return Err(Failure::usage("name a --cgroup or a --pid")),
-    };
+    let (target, shown) = args.target.find()?;
     let authority =
         Authority::load_from(&args.ca_dir).map_err(|error| Failure::new(error.exit_code(), ca::explain(&error)))?;
     let owner = Who::find(None, &std::env::vars_os().collect())?.owner();

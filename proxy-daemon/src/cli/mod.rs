@@ -51,7 +51,7 @@ enum Command {
     /// environment, its own standard streams, and exits with its own code. The
     /// report follows on standard error.
     Run(run::Args),
-    /// Watch what already runs: a cgroup, or a process and what it starts
+    /// Watch what already runs: a unit, a container, a cgroup, or a process and what it starts
     ///
     /// Only connections made from now on are seen. The target has to trust the
     /// authority of `retryscope ca init`.
@@ -98,6 +98,7 @@ failure_from!(
     crate::daemon::StartError,
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
+    crate::redirect::find::FindError,
     crate::tls::TlsError
 );
 

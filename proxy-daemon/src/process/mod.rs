@@ -2,9 +2,15 @@
 //!
 //! In: the owner that the kernel recorded when a socket was connected. Out:
 //! one shared [`Process`] per (pid, start time), so that a recycled pid is
-//! another process. Facts that could no longer be read (the process was gone
-//! before we looked) fall back to what the kernel recorded.
+//! another process. The process may be gone, or run another program, before we
+//! look: what the kernel recorded of it then comes first, and `/proc` is asked
+//! for the rest only while it still shows the same program.
+//!
+//! Who connected owns the connection, also when the socket is handed to
+//! another process, by `fork` or over a Unix socket: the kernel tells of the
+//! connect, and of no later change of hands.
 mod cgroups;
+mod containers;
 pub mod janitor;
 pub mod launch;
 mod program;
@@ -20,7 +26,8 @@ use std::{
 use serde::Serialize;
 use tokio::io::{Interest, unix::AsyncFd};
 
-pub use cgroups::{container, unit};
+pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
+pub use containers::{Engines, Named};
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
 
@@ -81,20 +88,55 @@ pub struct Owner {
     pub gid: u32,
     /// Inode number of the cgroup's directory.
     pub cgroup_id: u64,
-    /// The first 15 bytes of the thread's name, lossily decoded.
+    /// Start of the process, ns since boot; 0 where the kernel could not tell.
+    pub start_boottime: u64,
+    /// Which of its programs it was at `connect()`: grows with every `exec`. 0
+    /// where the kernel could not tell.
+    pub image: u64,
+    /// Where that program's arguments lie in its memory; 0 where not known.
+    pub arguments: u64,
+    /// Bytes of the command line that the kernel kept (or began to keep).
+    pub command_len: u32,
+    /// Its pid in its own pid namespace, where that could be told.
+    pub inner: Option<u32>,
+    /// The first 15 bytes of the process's name, lossily decoded.
     pub comm: String,
 }
 
-/// What is known of a process. Shared by every record that mentions it.
+/// A command line as it lies in a process's memory: arguments, each ended by a
+/// NUL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    pub bytes: Vec<u8>,
+    /// There was more of it.
+    pub cut: bool,
+}
+
+/// What is known of owners that are gone from `/proc`.
+pub trait Memory: Send + Sync + std::fmt::Debug {
+    /// The command line as of the `connect()`.
+    fn command(&self, owner: &Owner) -> Option<CommandLine>;
+
+    /// Path of a cgroup below the cgroup2 mount, by its directory's number.
+    fn cgroup(&self, id: u64) -> Option<String>;
+}
+
+/// What is known of a process, as long as it runs one program: after an `exec`
+/// it is another of these, with the same key. Shared by every record that
+/// mentions it.
 #[derive(Debug)]
 pub struct Process {
     pub key: ProcessKey,
     pub parent: u32,
     pub uid: u32,
+    /// Grows with every `exec`.
+    pub image: u64,
+    /// Its pid in its own pid namespace, where that is another one.
+    pub inner: Option<u32>,
     facts: RwLock<Arc<Facts>>,
 }
 
-/// The part of a process that `exec` changes.
+/// What a process can change of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Name of the executable as the kernel shortens it (15 bytes).
@@ -105,11 +147,19 @@ pub struct Facts {
     pub exe: Option<String>,
     /// Path below the cgroup2 mount, `/` first.
     pub cgroup: Option<String>,
+    /// What the container's engine calls it, where the cgroup is a
+    /// container's.
+    pub container_name: Option<String>,
 }
 
 impl Process {
     pub fn new(key: ProcessKey, parent: u32, uid: u32, facts: Facts) -> Self {
-        Self { key, parent, uid, facts: RwLock::new(Arc::new(facts)) }
+        Self { key, parent, uid, image: 0, inner: None, facts: RwLock::new(Arc::new(facts)) }
+    }
+
+    pub(crate) fn of(owner: &Owner, facts: Facts) -> Self {
+        let inner = owner.inner.filter(|inner| *inner != owner.key.pid);
+        Self { image: owner.image, inner, ..Self::new(owner.key, owner.parent, owner.uid, facts) }
     }
 
     /// The facts as last read.

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn of(exe: &str, command: &str) -> String {
-        program(&Facts { comm: "comm".into(), command: command.into(), exe: Some(exe.into()), cgroup: None })
+        program(&Facts { comm: "comm".into(), command: command.into(), exe: Some(exe.into()), ..Facts::default() })
     }
 
     #[test]

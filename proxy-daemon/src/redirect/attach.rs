@@ -47,6 +47,7 @@ pub struct Maps {
     pub accepted: OwnedFd,
     pub exempt: OwnedFd,
     pub tally: OwnedFd,
+    pub commands: OwnedFd,
     pub gate: OwnedFd,
 }
 
@@ -117,6 +118,7 @@ impl Attacher {
             accepted: self.loaded.map("ACCEPTED")?,
             exempt: self.loaded.map("EXEMPT")?,
             tally: self.loaded.map("TALLY")?,
+            commands: self.loaded.map("COMMANDS")?,
             gate: self.loaded.map("GATE")?,
         })
     }

@@ -16,6 +16,14 @@ pub(super) struct Layout {
     pub(super) task_real_parent: u32,
     pub(super) task_signal: u32,
     pub(super) signal_live: u32,
+    pub(super) task_comm: u32,
+    pub(super) task_exec_id: u32,
+    pub(super) task_mm: u32,
+    pub(super) mm_arg_start: u32,
+    pub(super) mm_arg_end: u32,
+    pub(super) task_pid: u32,
+    pub(super) pid_level: u32,
+    pub(super) pid_numbers: u32,
     /// The kernel knows MPTCP sockets.
     pub(super) mptcp: bool,
 }
@@ -33,6 +41,7 @@ impl Layout {
         let btf = Btf::new(bytes)?;
         let task = btf.named("task_struct");
         let signal = btf.named("signal_struct");
+        let (memory, pid) = (btf.named("mm_struct"), btf.named("pid"));
         let offset = |of: Option<usize>, name| of.and_then(|at| btf.member(at, name, 0)).unwrap_or_default();
         Some(Self {
             task_tgid: offset(task, "tgid"),
@@ -41,6 +50,14 @@ impl Layout {
             task_real_parent: offset(task, "real_parent"),
             task_signal: offset(task, "signal"),
             signal_live: offset(signal, "live"),
+            task_comm: offset(task, "comm"),
+            task_exec_id: offset(task, "self_exec_id"),
+            task_mm: offset(task, "mm"),
+            mm_arg_start: offset(memory, "arg_start"),
+            mm_arg_end: offset(memory, "arg_end"),
+            task_pid: offset(task, "thread_pid"),
+            pid_level: offset(pid, "level"),
+            pid_numbers: offset(pid, "numbers"),
             mptcp: btf.named("mptcp_sock").is_some(),
         })
     }
@@ -57,6 +74,11 @@ impl Layout {
         ]
         .iter()
         .all(|offset| *offset != 0)
+    }
+
+    /// Enough to keep the command lines of processes that end early.
+    pub(super) fn knows_commands(&self) -> bool {
+        [self.task_exec_id, self.task_mm, self.mm_arg_start, self.mm_arg_end].iter().all(|offset| *offset != 0)
     }
 }
 
@@ -162,7 +184,8 @@ mod tests {
     #[test]
     fn reads_this_kernel() {
         let layout = Layout::of_kernel();
-        assert!(layout.knows_tasks(), "{layout:?}");
+        assert!(layout.knows_tasks() && layout.knows_commands(), "{layout:?}");
+        assert!(layout.task_comm != 0 && layout.task_pid != 0 && layout.pid_level != 0 && layout.pid_numbers != 0);
     }
 
     #[test]

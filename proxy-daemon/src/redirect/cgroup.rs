@@ -95,6 +95,12 @@ impl Mount {
         (!below.components().any(|part| part == Component::ParentDir))
             .then(|| if below.as_os_str().is_empty() { self.point.clone() } else { self.point.join(below) })
     }
+
+    /// The path in the hierarchy of a directory below this mount.
+    pub fn path_of(&self, directory: &Path) -> Option<String> {
+        let path = self.root.join(directory.strip_prefix(&self.point).ok()?);
+        path.to_str().map(|path| if path.len() > 1 { path.trim_end_matches('/') } else { path }.to_owned())
+    }
 }
 
 /// Undoes the octal escapes for space, tab, newline and backslash.
@@ -220,7 +226,11 @@ mod tests {
         assert_eq!(bound.directory("/pod/one"), Some("/cg".into()));
         assert_eq!(bound.directory("/pod/onemore"), None);
         assert_eq!(bound.directory("/other"), None);
+        assert_eq!(bound.path_of(Path::new("/cg/app")).as_deref(), Some("/pod/one/app"));
+        assert_eq!(bound.path_of(Path::new("/cg")).as_deref(), Some("/pod/one"));
+        assert_eq!(bound.path_of(Path::new("/elsewhere")), None);
         let namespaced = Mount::parse(b"31 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw").expect("a mount");
+        assert_eq!(namespaced.path_of(Path::new("/sys/fs/cgroup")).as_deref(), Some("/"));
         assert_eq!(namespaced.directory("/../outside"), None);
     }
 

@@ -93,6 +93,14 @@ impl Loaded {
             .override_global("TASK_REAL_PARENT", &layout.task_real_parent, true)
             .override_global("TASK_SIGNAL", &layout.task_signal, true)
             .override_global("SIGNAL_LIVE", &layout.signal_live, true)
+            .override_global("TASK_COMM", &layout.task_comm, true)
+            .override_global("TASK_EXEC_ID", &layout.task_exec_id, true)
+            .override_global("TASK_MM", &layout.task_mm, true)
+            .override_global("MM_ARG_START", &layout.mm_arg_start, true)
+            .override_global("MM_ARG_END", &layout.mm_arg_end, true)
+            .override_global("TASK_PID", &layout.task_pid, true)
+            .override_global("PID_LEVEL", &layout.pid_level, true)
+            .override_global("PID_NUMBERS", &layout.pid_numbers, true)
             .load(object)
             .map_err(|error| RedirectError::of(LOADING, &error))?;
         Ok(Self { ebpf })
@@ -147,7 +155,7 @@ impl Loaded {
 
     /// A map's descriptor, which keeps it.
     pub(super) fn map(&self, name: &str) -> Result<OwnedFd, RedirectError> {
-        let (Map::Array(map) | Map::SkStorage(map) | Map::PerCpuArray(map)) =
+        let (Map::Array(map) | Map::LruHashMap(map) | Map::SkStorage(map) | Map::PerCpuArray(map)) =
             self.ebpf.map(name).ok_or_else(|| wrong_object(name))?
         else {
             return Err(wrong_object(name));

@@ -23,10 +23,12 @@ mod link;
 mod listen;
 mod load;
 mod probe;
+mod remembered;
 mod tally;
 mod tree;
 
 pub mod cgroup;
+pub mod find;
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +43,7 @@ use std::{
 use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
 use retryscope_ebpf::Record;
 
-use crate::process::{Owner, ProcessKey, warden::Warden};
+use crate::process::{CommandLine, Memory, Owner, ProcessKey, warden::Warden};
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
@@ -93,6 +95,7 @@ pub struct Redirect {
     /// call on a file descriptor.
     exempt: Mutex<SkStorage<MapData, u32>>,
     tally: PerCpuArray<MapData, u64>,
+    remembered: remembered::Remembered,
     gate: Mutex<Gate>,
     /// Holds on to everything where connects are refused once this process is
     /// gone.
@@ -171,6 +174,7 @@ impl Redirect {
             accepted: opened(maps.accepted)?,
             exempt: Mutex::new(opened(maps.exempt)?),
             tally: opened(maps.tally)?,
+            remembered: remembered::Remembered::new(opened(maps.commands)?),
             gate: Mutex::new(Gate::new(maps.gate, fail)?.open()),
             warden: Mutex::default(),
         })
@@ -284,6 +288,16 @@ impl Drop for Redirect {
     }
 }
 
+impl Memory for Redirect {
+    fn command(&self, owner: &Owner) -> Option<CommandLine> {
+        self.remembered.command(owner)
+    }
+
+    fn cgroup(&self, id: u64) -> Option<String> {
+        self.remembered.cgroup(id)
+    }
+}
+
 impl fmt::Debug for Redirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redirect").field("counters", &self.counters()).finish_non_exhaustive()
@@ -320,6 +334,11 @@ fn owner(record: &Record) -> Owner {
         uid: record.uid,
         gid: record.gid,
         cgroup_id: record.cgroup_id,
+        start_boottime: record.start_boottime,
+        image: record.image,
+        arguments: record.arguments,
+        command_len: record.command_len,
+        inner: Some(record.inner).filter(|inner| *inner != 0),
         comm: String::from_utf8_lossy(name).into_owned(),
     }
 }
@@ -334,6 +353,8 @@ mod tests {
         Record {
             start_boottime: 123_450_000_001,
             cgroup_id: 7,
+            image: 2,
+            arguments: 0x7ffd_0000,
             origin,
             comm: *b"app\0junk\0\0\0\0\0\0\0\0",
             tgid: 10,
@@ -342,6 +363,8 @@ mod tests {
             uid: 1000,
             gid: 100,
             origin_port: 443,
+            command_len: 3,
+            inner: 0,
         }
     }
 

@@ -56,7 +56,8 @@ pub fn probe() -> Vec<Probe> {
         Probe::new(
             "kernel types (BTF)",
             types(),
-            "without it parents and process trees (--pid) are not known; CONFIG_DEBUG_INFO_BTF brings it",
+            "without it parents, process trees (--pid) and the commands of processes that end at once are not known; \
+             CONFIG_DEBUG_INFO_BTF brings it",
         )
         .optional(),
         Probe::new(
@@ -127,7 +128,11 @@ fn own_cgroup() -> Result<String, String> {
 
 fn types() -> Result<String, String> {
     let layout = Layout::of_kernel();
-    if layout.knows_tasks() { Ok(KERNEL_BTF.into()) } else { Err(format!("{KERNEL_BTF} is missing or unknown")) }
+    if layout.knows_tasks() && layout.knows_commands() {
+        Ok(KERNEL_BTF.into())
+    } else {
+        Err(format!("{KERNEL_BTF} is missing or unknown"))
+    }
 }
 
 fn pid_namespace() -> Result<String, String> {

@@ -387,7 +387,10 @@ impl Assertion {
             Label::Command => glob.is_match(&facts.command),
             Label::Pid => glob.is_match(&share.process.key.pid.to_string()),
             Label::Unit => facts.cgroup.as_deref().and_then(unit).is_some_and(|unit| glob.is_match(unit)),
-            Label::Container => facts.cgroup.as_deref().and_then(container).is_some_and(|id| glob.is_match(id)),
+            Label::Container => {
+                let id = facts.cgroup.as_deref().and_then(container);
+                id.into_iter().chain(facts.container_name.as_deref()).any(|text| glob.is_match(text))
+            }
         })
     }
 

@@ -96,6 +96,8 @@ fn process(share: &ProcessShare) -> ProcessEntry {
         cgroup: facts.cgroup.clone(),
         unit: facts.cgroup.as_deref().and_then(unit).map(str::to_owned),
         container: facts.cgroup.as_deref().and_then(container).map(str::to_owned),
+        container_name: facts.container_name.clone(),
+        inner_pid: share.process.inner,
         exited: share.exited,
         counts: counts(&share.tally),
         stalled_ms: ms(share.stalled),

@@ -65,6 +65,7 @@ pub struct Event<'a> {
     cgroup: Option<&'a str>,
     unit: Option<&'a str>,
     container: Option<&'a str>,
+    container_name: Option<&'a str>,
     connection: u64,
     /// Which call; attempts of one call have one number.
     call: u64,
@@ -126,6 +127,7 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
         cgroup,
         unit: cgroup.and_then(unit),
         container: cgroup.and_then(container),
+        container_name: facts.container_name.as_deref(),
         connection: attempt.connection.0,
         call: attempt.link.call.0,
         attempt: attempt.link.number,

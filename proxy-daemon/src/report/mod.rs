@@ -132,6 +132,12 @@ pub struct ProcessEntry {
     /// The id of the container that it runs in.
     #[serde(default)]
     pub container: Option<String>,
+    /// What the container's engine calls it.
+    #[serde(default)]
+    pub container_name: Option<String>,
+    /// Its pid as it is seen in there, where that is another one.
+    #[serde(default)]
+    pub inner_pid: Option<u32>,
     pub exited: bool,
     #[serde(flatten)]
     pub counts: CountsEntry,

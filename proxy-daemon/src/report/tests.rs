@@ -18,7 +18,7 @@ use crate::{
 };
 
 fn process(pid: u32, command: &str) -> Arc<Process> {
-    let facts = Facts { comm: "app".into(), command: command.into(), exe: None, cgroup: Some("/app".into()) };
+    let facts = Facts { comm: "app".into(), command: command.into(), cgroup: Some("/app".into()), ..Facts::default() };
     Arc::new(Process::new(ProcessKey { pid, start_ticks: 7 }, 1, 1000, facts))
 }
 

@@ -247,7 +247,12 @@ pub(super) fn said_of_all(report: &Report) -> Vec<String> {
 
 /// What one process's numbers come to.
 fn verdict(process: &ProcessEntry) -> String {
-    let who = format!("{} ({})", fit(&plain(&process.command), MAX_COMMAND), process.pid);
+    let container = match (&process.container_name, &process.container) {
+        (Some(name), _) => format!(", container {}", plain(name)),
+        (None, Some(id)) => format!(", container {}", plain(id.get(..12).unwrap_or(id))),
+        (None, None) => String::new(),
+    };
+    let who = format!("{} ({}{container})", fit(&plain(&process.command), MAX_COMMAND), process.pid);
     let counts = &process.counts;
     if counts.attempts == 0 {
         return format!("{who}: {}", unread(process));

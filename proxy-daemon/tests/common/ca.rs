@@ -36,6 +36,16 @@ pub enum Leaf {
     WrongName,
 }
 
+/// The certificate in a folder of `retryscope ca init`.
+#[track_caller]
+pub fn certificate(folder: &std::path::Path) -> PathBuf {
+    let files = std::fs::read_dir(folder).expect("the folder").flatten().map(|entry| entry.path());
+    let is_certificate = |path: &PathBuf| {
+        std::fs::read_to_string(path).is_ok_and(|text| text.contains("CERTIFICATE") && !text.contains("PRIVATE KEY"))
+    };
+    files.into_iter().find(is_certificate).expect("a certificate")
+}
+
 /// A leaf as files, for servers that are not ours.
 pub struct LeafFiles {
     pub cert: PathBuf,

@@ -8,6 +8,7 @@
 mod direct;
 mod gate;
 mod lifetime;
+mod owner;
 mod peername;
 mod several;
 mod tcp;

@@ -18,7 +18,7 @@ fn several<'a>(world: &'a World, own: &Path) -> Several<'a> {
     let mut attacher = Attacher::load(&watched, &listeners, own).expect("the kernel side: run as root");
     let redirect = Redirect::new(attacher.maps().expect("the maps"), Fail::Open).expect("the maps");
     redirect.add(0, attacher.attach_daemon().expect("the hand-over"));
-    Several { world, attacher, daemon: Daemon { redirect, listeners } }
+    Several { world, attacher, daemon: Daemon { redirect: redirect.into(), listeners } }
 }
 
 impl Several<'_> {

@@ -9,7 +9,10 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -107,7 +110,7 @@ pub(crate) fn kill_all(target: &Path) {
 
 /// The redirection under test, and its listeners.
 pub(crate) struct Daemon {
-    pub(crate) redirect: Redirect,
+    pub(crate) redirect: Arc<Redirect>,
     pub(crate) listeners: Listeners,
 }
 
@@ -121,7 +124,7 @@ impl Daemon {
             None => Redirect::start(options, daemon_cgroup),
         };
         let (redirect, listeners) = started.expect("a redirection: run the kernel tests as root");
-        Self { redirect, listeners }
+        Self { redirect: Arc::new(redirect), listeners }
     }
 
     /// The next connection on the IPv4 listener.

@@ -97,7 +97,7 @@ pub static OPERATORS: &[Operator] = &[
     row("cgroup", "path of the cgroup", Takes::Regex(&[Text::Cgroup])),
     row("cmd", "command line", Takes::Regex(&[Text::Command])).also(&["command", "args"]),
     row("comm", "name of the process, as the kernel has it", Takes::Regex(&[Text::Comm])).also(&["process", "proc"]),
-    row("container", "id of the container", Takes::Regex(&[Text::Container])),
+    row("container", "id or name of the container", Takes::Regex(&[Text::Container, Text::ContainerName])),
     row("d", "host", Takes::Regex(&[Text::Host])).also(&["domain", "host"]),
     row("dst", "address of the upstream, as 192.0.2.1:443", Takes::Regex(&[Text::Destination])).also(&["dest"]),
     row("e", "no response, or only part of one", Takes::Nothing(|attempt| attempt.failure.is_some()))

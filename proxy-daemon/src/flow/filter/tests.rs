@@ -23,6 +23,7 @@ pub(crate) fn attempt() -> Attempt {
         command: "python3 app.py --fast".into(),
         exe: Some("/usr/bin/python3.12".into()),
         cgroup: Some("/user.slice".into()),
+        container_name: None,
     };
     Attempt {
         connection: ConnectionId(1),
@@ -454,6 +455,10 @@ fn naive_leaf(leaf: &Leaf, attempt: &Attempt) -> bool {
                     Some(id) => id.to_owned(),
                     None => return false,
                 },
+                Text::ContainerName => match &facts.container_name {
+                    Some(name) => name.clone(),
+                    None => return false,
+                },
                 Text::Source => attempt.client.to_string(),
                 Text::Destination => attempt.origin.to_string(),
                 Text::Protocol => match attempt.protocol {
@@ -608,7 +613,13 @@ fn any_attempt() -> impl Strategy<Value = Attempt> {
                 ProcessKey { pid: who.1, start_ticks: 1 },
                 1,
                 more.5,
-                Facts { comm: "put".into(), command: "s3 --put é".into(), exe: Some("/s3".into()), cgroup: more.2 },
+                Facts {
+                    comm: "put".into(),
+                    command: "s3 --put é".into(),
+                    exe: Some("/s3".into()),
+                    cgroup: more.2,
+                    container_name: None,
+                },
             ));
             it.operation = Operation { service: who.2, name: who.3 };
             (it.request_content, it.response_content, it.protocol) = (more.0, more.1, more.3);

@@ -25,6 +25,7 @@ pub(super) enum Text {
     Cgroup,
     Unit,
     Container,
+    ContainerName,
     Source,
     Destination,
     Protocol,
@@ -186,6 +187,7 @@ impl<'a> View<'a> {
             Text::Cgroup => hay(&[facts().cgroup.as_ref()?.as_bytes()]),
             Text::Unit => hay(&[process::unit(facts().cgroup.as_ref()?)?.as_bytes()]),
             Text::Container => hay(&[process::container(facts().cgroup.as_ref()?)?.as_bytes()]),
+            Text::ContainerName => hay(&[facts().container_name.as_ref()?.as_bytes()]),
             Text::Source => hay(&[self.attempt.client.to_string().as_bytes()]),
             Text::Destination => hay(&[self.attempt.origin.to_string().as_bytes()]),
             Text::Protocol => hay(&[match self.attempt.protocol {

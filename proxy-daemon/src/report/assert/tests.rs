@@ -17,7 +17,7 @@ fn at(ms: u64) -> Moment {
 /// 10 calls of PutObject, of which 4 are throttled once (by a rule where
 /// even) and wait 100 ms each; 10 of GetObject without a retry.
 fn snapshot() -> Snapshot {
-    let facts = Facts { comm: "py".into(), command: "py app".into(), exe: None, cgroup: None };
+    let facts = Facts { comm: "py".into(), command: "py app".into(), ..Facts::default() };
     let process = Arc::new(Process::new(ProcessKey { pid: 7, start_ticks: 1 }, 1, 0, facts));
     let mut ledger = Ledger::new(Limits::default(), at(0));
     let mut one = |name: &str, operation: &str, number, from, status: u16, rule: bool| {

@@ -180,7 +180,11 @@ impl Encoder {
             attribute("process.executable.name", text(&*facts.comm)),
             attribute("retryscope.instance.id", text(&*self.instance)),
         ];
-        let known = [("retryscope.unit", cgroup.and_then(unit)), ("container.id", cgroup.and_then(container))];
+        let known = [
+            ("retryscope.unit", cgroup.and_then(unit)),
+            ("container.id", cgroup.and_then(container)),
+            ("container.name", facts.container_name.as_deref()),
+        ];
         attributes.extend(known.into_iter().filter_map(|(key, known)| Some(attribute(key, text(value(known?))))));
         attributes.extend(host());
         attributes

@@ -422,6 +422,10 @@ impl Ledger {
         }
         let share = self.shares.get_mut(&process.key)?;
         share.active(at);
+        // What it runs now stands for the process.
+        if share.process.image < process.image {
+            share.process = Arc::clone(process);
+        }
         Some(share)
     }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 fn process(pid: u32) -> Arc<Process> {
-    let facts = Facts { comm: "app".into(), command: format!("app {pid}"), exe: None, cgroup: None };
+    let facts = Facts { comm: "app".into(), command: format!("app {pid}"), ..Facts::default() };
     Arc::new(Process::new(ProcessKey { pid, start_ticks: 7 }, 1, 0, facts))
 }
 
