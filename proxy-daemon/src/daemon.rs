@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::MissedTickBehavior,
@@ -28,7 +28,7 @@ use crate::{
     flow::{Clock, Moment},
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Routes},
-    redirect::{self, Listeners, Redirect, RedirectError, Redirected},
+    redirect::{self, Listeners, RedirectError, Redirected, Redirection},
     report::{
         Timeline,
         events::{self, Start, Written},
@@ -106,7 +106,7 @@ impl StartError {
 
 /// The kernel's redirect, as the data path wants it.
 #[derive(Debug)]
-struct KernelGate(Arc<Redirect>);
+struct KernelGate(Arc<Redirection>);
 
 impl Gate for KernelGate {
     fn origin_of(&self, accepted: BorrowedFd<'_>) -> Option<Redirected> {
@@ -135,6 +135,7 @@ pub struct Finished {
     pub rules: Vec<RuleStatus>,
     pub guard: GuardState,
     pub redirect: redirect::Counters,
+    pub way: redirect::Way,
     pub proxy: Counted,
     pub events: Option<Written>,
     pub timeline: Option<Timeline>,
@@ -145,7 +146,7 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Instance {
     proxy: Arc<Proxy>,
-    redirect: Arc<Redirect>,
+    redirect: Arc<Redirection>,
     listeners: Option<(TcpListener, Option<TcpListener>)>,
     ports: Vec<u16>,
     /// What was counted before traffic began: the self-test.
@@ -168,7 +169,7 @@ pub struct Instance {
 impl Instance {
     /// Takes over a redirect in force. Nothing is answered before
     /// [`Instance::serve`]; connections wait until then.
-    pub fn start(settings: Settings, redirected: (Redirect, Listeners)) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, redirected: (Redirection, Listeners)) -> Result<Self, StartError> {
         let clock = Clock::start();
         let leaves = Leaves::new(settings.authority)?;
         let servers = Servers::new()?;
@@ -269,28 +270,28 @@ impl Instance {
     pub async fn answer_probes(&self, nonce: [u8; NONCE]) -> io::Result<()> {
         let Some((v4, v6)) = &self.listeners else { return Ok(()) };
         let expected = self.probes();
-        let (mut stream, _) = v4.accept().await?;
-        self.answer_probe(&mut stream, expected.first(), nonce).await?;
-        if let Some(v6) = v6 {
-            let (mut stream, _) = v6.accept().await?;
-            self.answer_probe(&mut stream, expected.get(1), nonce).await?;
+        self.answer_probe(v4, expected.first(), nonce).await?;
+        match v6 {
+            Some(v6) => self.answer_probe(v6, expected.get(1), nonce).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn answer_probe(
         &self,
-        stream: &mut TcpStream,
+        listener: &TcpListener,
         expected: Option<&SocketAddr>,
         nonce: [u8; NONCE],
     ) -> io::Result<()> {
-        let redirected = self.redirect.origin_of(stream).map_err(io::Error::other)?;
-        // Anything else gets no answer, and the prober tells what it saw.
-        if redirected.is_some_and(|redirected| Some(&redirected.origin) == expected) {
-            stream.write_all(&nonce).await?;
-            stream.shutdown().await?;
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let redirected = self.redirect.origin_of(&stream).map_err(io::Error::other)?;
+            // Anything else gets no answer, and the prober tells what it saw.
+            if redirected.is_some_and(|redirected| Some(&redirected.origin) == expected) {
+                stream.write_all(&nonce).await?;
+                return stream.shutdown().await;
+            }
         }
-        Ok(())
     }
 
     /// Reads the rule files again; the rules in force stay where they are
@@ -353,6 +354,7 @@ impl Instance {
             rules: account.rules.list().into_iter().chain(account.rules.retired()).collect(),
             guard: account.rules.state(),
             redirect: self.redirect.counters().since(&self.before),
+            way: self.redirect.way().clone(),
             proxy: self.proxy.counters.read(),
             events,
             timeline,
@@ -364,7 +366,7 @@ impl Instance {
 /// Tells the kernel over and over how much this process can take.
 fn pulse(
     proxy: Arc<Proxy>,
-    redirect: Arc<Redirect>,
+    redirect: Arc<Redirection>,
     v4: &TcpListener,
     v6: Option<&TcpListener>,
 ) -> impl Future<Output = ()> + Send + use<> {

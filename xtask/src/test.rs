@@ -64,14 +64,18 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("chromium", "chromium"),
     ("curl", "curl"),
     ("go", "golang-go"),
+    ("ip", "iproute2"),
+    ("iptables-nft", "iptables"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
+    ("nft", "nftables"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
+    ("sysctl", "procps"),
     ("wget", "wget"),
 ];
 

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     Failure, ca, log_to_stderr,
-    options::{Fail, Options},
+    options::{Fail, Options, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     run::{require_root, say},
     runtime,
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     daemon::{Instance, Settings},
     process,
-    redirect::{self, Redirect, Target, find},
+    redirect::{self, Choice, Reach, RedirectError, Redirection, Target, find},
     tls::Authority,
 };
 
@@ -64,32 +64,56 @@ struct Which {
     /// This process and what it starts from now on
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
+
+    /// Every process in this network namespace but retryscope, by TPROXY: for a container that shares it
+    #[arg(long)]
+    netns: bool,
+
+    /// What arrives on this interface on its way elsewhere, by TPROXY; may be given more than once
+    #[arg(long, value_name = "INTERFACE")]
+    ingress: Vec<String>,
 }
 
 impl Which {
-    /// What is to be watched, and what to call it.
-    fn find(&self) -> Result<(Target, String), Failure> {
+    /// What is taken, and what to call it.
+    fn reach(&self) -> Result<(Reach, String), Failure> {
         if let Some(path) = &self.cgroup {
-            return Ok((Target::Cgroup(directory(path)?), format!("cgroup {}", path.display())));
+            return Ok((Reach::Target(Target::Cgroup(directory(path)?)), format!("cgroup {}", path.display())));
         }
         if let Some(pid) = self.pid {
             redirect::cgroup::of_process(pid)?;
-            return Ok((Target::Process { pid }, format!("process {pid} and what it starts")));
+            return Ok((Reach::Target(Target::Process { pid }), format!("process {pid} and what it starts")));
+        }
+        if self.netns {
+            return Ok((Reach::Namespace, "this network namespace".to_owned()));
+        }
+        if !self.ingress.is_empty() {
+            let shown = format!("what arrives on {}", self.ingress.join(", "));
+            return Ok((Reach::Ingress(self.ingress.clone()), shown));
         }
         let found = match (&self.unit, &self.container) {
             (Some(unit), _) => find::unit(unit)?,
             (None, Some(container)) => find::container_named(container)?,
-            (None, None) => return Err(Failure::usage("name a --unit, a --container, a --cgroup or a --pid")),
+            (None, None) => {
+                return Err(Failure::usage(
+                    "name a --unit, a --container, a --cgroup, a --pid, --netns or an --ingress",
+                ));
+            }
         };
-        Ok((Target::Cgroup(found.directory), found.shown))
+        Ok((Reach::Target(Target::Cgroup(found.directory)), found.shown))
     }
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     log_to_stderr(args.options.verbose);
     let checked = args.options.check()?;
-    require_root()?;
-    let (target, shown) = args.target.find()?;
+    let (reach, shown) = args.target.reach()?;
+    let wanted = args.options.wanted(reach);
+    // TPROXY needs neither root nor cgroups, only a capability.
+    let by_tproxy = wanted.choice == Choice::Tproxy || !matches!(wanted.reach, Reach::Target(_));
+    if !by_tproxy {
+        require_root()?;
+    }
     let authority =
         Authority::load_from(&args.ca_dir).map_err(|error| Failure::new(error.exit_code(), ca::explain(&error)))?;
     let owner = Who::find(None, &std::env::vars_os().collect())?.owner();
@@ -99,18 +123,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let runtime = runtime()?;
 
-    let scene = Scene::set()?;
+    let scene = if by_tproxy { Scene::without_cgroups()? } else { Scene::set(wanted.choice != Choice::Ebpf)? };
     process::raise_file_limit();
-    let closed = (args.options.fail == Fail::Closed).then(|| place(&target)).transpose()?;
-    let watched = redirect::Options {
-        ports: args.options.ports(),
-        allow_quic: args.options.allow_quic,
-        fail: args.options.fail.into(),
-        target,
-    };
+    let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
-        ports: watched.ports.clone(),
+        ports: wanted.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,
         rule_files: checked.rule_files,
@@ -129,8 +147,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         authority: Arc::new(authority),
     };
     let mut finished = runtime.block_on(async {
-        let redirect = Redirect::start(&watched, &scene.daemon)
-            ?;
+        let redirect = Redirection::start(&wanted, scene.daemon())?;
+        if let Some(told) = told(redirect.0.way()) {
+            say(&told);
+        }
         let mut instance = Instance::start(settings, redirect)
             ?;
         let signals =
@@ -138,7 +158,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         instance.serve();
         say(&format!(
             "watching {shown}: connections made from now on to {}; those already open are not seen. Ctrl-C ends and reports.",
-            ports_in_words(&watched.ports)
+            ports_in_words(&wanted.ports)
         ));
         wait(args.duration, &signals, || match instance.reload() {
             Ok(rules) => say(&format!("the rule files were read again; rules in force: {rules}")),
@@ -165,10 +185,11 @@ fn ports_in_words(ports: &[u16]) -> String {
 }
 
 /// The cgroup that the target is in.
-fn place(target: &Target) -> Result<PathBuf, Failure> {
-    Ok(match target {
-        Target::Cgroup(path) => path.clone(),
-        Target::Process { pid } => redirect::cgroup::of_process(*pid)?,
+fn place(reach: &Reach) -> Result<PathBuf, Failure> {
+    Ok(match reach {
+        Reach::Target(Target::Cgroup(path)) => path.clone(),
+        Reach::Target(Target::Process { pid }) => redirect::cgroup::of_process(*pid)?,
+        Reach::Namespace | Reach::Ingress(_) => return Err(RedirectError::NeedsEbpfToRefuse.into()),
     })
 }
 

@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
         [hidden, descriptor, cgroup] if hidden == launch::LAUNCH => {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
-        [hidden] if hidden == janitor::JANITOR => return janitor::main(),
+        [hidden] if hidden == janitor::JANITOR => return janitor::main(crate::redirect::sweep),
         [hidden] if hidden == warden::WARDEN => {
             return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
         }

@@ -11,7 +11,7 @@ use crate::{
     control,
     flow::filter::Filter,
     proxy::{Mapping, Routes},
-    redirect,
+    redirect::{self, Choice, Reach, Wanted, Way},
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
     tls::{Identity, Upstream},
@@ -106,6 +106,10 @@ pub(super) struct Options {
     #[arg(long)]
     pub(super) allow_quic: bool,
 
+    /// How connections come here; auto takes eBPF where it can, else TPROXY, and says so
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = RedirectBy::Auto)]
+    pub(super) redirect: RedirectBy,
+
     /// The report's form
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Form::Text)]
     pub(super) report: Form,
@@ -160,6 +164,25 @@ impl From<Fail> for redirect::Fail {
         match fail {
             Fail::Open => Self::Open,
             Fail::Closed => Self::Closed,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum RedirectBy {
+    Auto,
+    /// Programs attached to the target's cgroup
+    Ebpf,
+    /// Packets marked by nf_tables; where a cgroup cannot be attached to, and for gateways
+    Tproxy,
+}
+
+impl From<RedirectBy> for Choice {
+    fn from(by: RedirectBy) -> Self {
+        match by {
+            RedirectBy::Auto => Choice::Auto,
+            RedirectBy::Ebpf => Choice::Ebpf,
+            RedirectBy::Tproxy => Choice::Tproxy,
         }
     }
 }
@@ -250,10 +273,27 @@ impl Options {
         Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd, otlp })
     }
 
+    /// What is to be redirected, of all that reach takes in.
+    pub(super) fn wanted(&self, reach: Reach) -> Wanted {
+        Wanted {
+            ports: self.ports(),
+            allow_quic: self.allow_quic,
+            fail: self.fail.into(),
+            reach,
+            choice: self.redirect.into(),
+        }
+    }
+
     /// The latest attempts have to be kept for the report.
     pub(super) fn wants_timeline(&self) -> bool {
         self.report == Form::Html
     }
+}
+
+/// What there is to say of the way, where it is not the usual one.
+pub(super) fn told(way: &Way) -> Option<String> {
+    let why = way.why.as_ref()?;
+    Some(format!("Connections are redirected by {}: {why}.", if way.name == "tproxy" { "TPROXY" } else { "eBPF" }))
 }
 
 /// A server's address, by name or number.

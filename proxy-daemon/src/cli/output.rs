@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{
     Failure,
-    options::{Form, Options},
+    options::{Form, Options, told},
     run::say,
 };
 use crate::{
@@ -139,6 +139,7 @@ pub(super) fn report_of(
     command: Option<String>,
     mut notes: Vec<String>,
 ) -> Report {
+    notes.extend(told(&finished.way));
     notes.extend(finished.redirect.sentences());
     let differences = report::differences(&finished.redirect, finished.hurried);
     notes.extend(rule_notes(&finished));
@@ -155,6 +156,7 @@ pub(super) fn report_of(
         (redirect.as_object_mut(), serde_json::to_value(finished.proxy))
     {
         redirect.extend(proxy);
+        redirect.insert("way".into(), finished.way.name.into());
     }
     report::build(
         &finished.snapshot,

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Failure, log_to_stderr,
-    options::{Checked, Fail, Options},
+    options::{Checked, Fail, Options, RedirectBy, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
     runtime,
     scene::Scene,
@@ -37,7 +37,7 @@ use crate::{
         launch::{Launcher, NONCE, Refusal, Spec},
     },
     proxy::Mapping,
-    redirect::{self, Redirect, Target},
+    redirect::{Reach, Redirection, Target},
     tls::{self, Authority, TlsError, TrustInput},
 };
 
@@ -162,8 +162,6 @@ struct Outcome {
 impl Job {
     async fn serve(self, signals: Signals) -> Result<(Options, Outcome, Finished, Vec<String>, Scene), Failure> {
         let fault = |error: std::io::Error| Failure::new(70, format!("cannot run the command's launcher ({error})"));
-        let scene = Scene::set()?;
-        tracing::debug!("the scene is set");
         let Job {
             args: Args { options, no_mount, command, duration: rules_for, .. },
             checked,
@@ -174,15 +172,13 @@ impl Job {
             program,
             authority,
         } = self;
-        let mut launcher = Launcher::start(&scene.target).map_err(fault)?;
+        let scene = set(options.redirect)?;
+        tracing::debug!("the scene is set");
+        let mut launcher = Launcher::start(scene.target()).map_err(fault)?;
         let pid = Pid::from_raw(launcher.child.id().cast_signed());
         process::raise_file_limit();
-        let watched = redirect::Options {
-            ports: options.ports(),
-            allow_quic: options.allow_quic,
-            fail: options.fail.into(),
-            target: Target::Cgroup(scene.target.clone()),
-        };
+        let reach = scene.target().map_or(Reach::Namespace, |target| Reach::Target(Target::Cgroup(target.to_owned())));
+        let wanted = options.wanted(reach);
         let (mut notes, mut trust_notes) = (Vec::new(), Vec::new());
         // The kernel side loads while the rest is prepared; on this thread,
         // since only its memory goes back to the system afterwards.
@@ -196,16 +192,19 @@ impl Job {
                 tracing::debug!("trust is prepared");
                 Ok::<_, Failure>((authority, trust))
             });
-            let redirect = Redirect::start(&watched, &scene.daemon);
+            let redirect = Redirection::start(&wanted, scene.daemon());
             tracing::debug!("the redirect is in force");
             (redirect, joined(preparing.join()))
         });
         let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let started = redirect.map_err(Failure::from).and_then(|redirect| {
+            if let Some(told) = told(redirect.0.way()) {
+                say(&told);
+            }
             let (authority, trust) = prepared??;
             let settings = Settings {
                 ports: options.ports(),
-                closed: (options.fail == Fail::Closed).then(|| scene.target.clone()),
+                closed: (options.fail == Fail::Closed).then(|| scene.target().map(Into::into)).flatten(),
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,
@@ -281,6 +280,21 @@ impl Job {
         }
         let command = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         Ok((options, Outcome { code, command }, finished, notes, scene))
+    }
+}
+
+/// The places that the command needs. TPROXY can do without a cgroup; it then
+/// takes all of the network namespace, which nobody is to find out afterwards.
+fn set(by: RedirectBy) -> Result<Scene, Failure> {
+    match Scene::set(by != RedirectBy::Ebpf) {
+        Err(failure) if by == RedirectBy::Tproxy => {
+            say(&format!(
+                "the command has no cgroup of its own ({}), so every process of this network namespace is redirected",
+                failure.message
+            ));
+            Scene::without_cgroups()
+        }
+        scene => scene,
     }
 }
 

@@ -23,6 +23,10 @@ use serde::{Deserialize, Serialize};
 /// The hidden first argument that makes this binary the janitor.
 pub const JANITOR: &str = "__janitor";
 const MAX_MESSAGE: u64 = 1 << 20;
+/// What a daemon says that ends by itself; a killed one says nothing.
+const DONE: &[u8] = b"done\n";
+/// How long a killed daemon's sockets may take to be closed.
+const LAST_BREATH: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Chores {
@@ -32,6 +36,9 @@ pub struct Chores {
     pub cgroups: Vec<PathBuf>,
     /// The folder that the target's trust variables point into.
     pub folder: Option<PathBuf>,
+    /// Routes that a killed daemon leaves are to be removed.
+    #[serde(default)]
+    pub routes: bool,
 }
 
 /// The daemon's handle: dropping it lets the janitor begin.
@@ -62,7 +69,10 @@ impl Janitor {
     /// Lets the janitor begin, and waits for it for as long as `patience`.
     /// True if everything is gone; else it goes on without us.
     pub fn finish(mut self, patience: Duration) -> bool {
-        self.input = None;
+        if let Some(mut input) = self.input.take() {
+            // A janitor that is gone needs no word.
+            let _ = input.write_all(DONE);
+        }
         let deadline = Instant::now() + patience;
         let Ok(descriptor) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
             .ok_or(rustix::io::Errno::SRCH)
@@ -82,8 +92,11 @@ impl Janitor {
     }
 }
 
-/// The janitor's own life.
-pub fn main() -> ExitCode {
+/// The janitor's own life; `sweep` removes the routes that killed daemons
+/// leave.
+pub fn main(sweep: impl FnOnce()) -> ExitCode {
+    let parent = rustix::process::getppid()
+        .and_then(|parent| rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok());
     // Signals for the terminal's foreground are not meant for this.
     let _ = setsid();
     let mut input = io::BufReader::new(io::stdin().lock());
@@ -93,7 +106,15 @@ pub fn main() -> ExitCode {
         return ExitCode::from(64);
     };
     // Until the daemon has ended, in whatever way.
-    let _ = io::copy(&mut input, &mut io::sink());
+    let said = io::copy(&mut input, &mut io::sink());
+    if chores.routes && said.is_ok_and(|said| said == 0) {
+        // Its routes are whose until its last socket is closed, too.
+        if let Some(parent) = &parent {
+            let timeout = PollTimeout::try_from(LAST_BREATH).unwrap_or(PollTimeout::ZERO);
+            let _ = poll(&mut [PollFd::new(parent.as_fd(), PollFlags::POLLIN)], timeout);
+        }
+        sweep();
+    }
     if let Some(target) = &chores.target {
         wait_empty(target);
     }

@@ -79,10 +79,10 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Starts the launcher, which joins the command's cgroup (its directory)
-    /// at once: the kernel takes its time for that. Standard input and output
-    /// are the caller's.
-    pub fn start(cgroup: &Path) -> std::io::Result<Self> {
+    /// Starts the launcher, which joins the command's cgroup (its directory),
+    /// if it has one, at once: the kernel takes its time for that. Standard
+    /// input and output are the caller's.
+    pub fn start(cgroup: Option<&Path>) -> std::io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         // Only this descriptor crosses; the launcher closes it on exec.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -90,7 +90,7 @@ impl Launcher {
             .arg0("retryscope")
             .arg(LAUNCH)
             .arg(theirs.as_raw_fd().to_string())
-            .arg(cgroup)
+            .arg(cgroup.unwrap_or(Path::new("")))
             .stdin(Stdio::inherit())
             .spawn()?;
         Ok(Self { child, socket: ours })
@@ -133,7 +133,7 @@ pub fn main(descriptor: &str, cgroup: &Path) -> ExitCode {
         eprintln!("retryscope: {LAUNCH} is for retryscope's own use");
         return ExitCode::from(64);
     };
-    let joined = join(cgroup);
+    let joined = if cgroup.as_os_str().is_empty() { Ok(()) } else { join(cgroup) };
     let mut line = Vec::new();
     let read = BufReader::new(Read::by_ref(&mut socket).take(MAX_MESSAGE)).read_until(b'\n', &mut line);
     if !read.is_ok_and(|length| length > 0) {
@@ -210,7 +210,7 @@ fn prepare(spec: &Spec) -> Result<(), Refusal> {
 }
 
 /// Proves that a connection from here is redirected, and that it cannot tell.
-fn probe(address: SocketAddr, nonce: &[u8]) -> Result<(), Refusal> {
+pub fn probe(address: SocketAddr, nonce: &[u8]) -> Result<(), Refusal> {
     let failed = |what: String| {
         refuse(
             69,

@@ -67,6 +67,9 @@ pub fn release_memory() {
 }
 
 /// A process beyond doubt: a pid is reused, a pid and its start time are not.
+/// Where a process cannot be told, a group of them stands for it (a cgroup, a
+/// machine): its pid is 0, which no process has, and `start_ticks` a number
+/// of the group's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ProcessKey {
     /// Thread group id, in the daemon's pid namespace.
@@ -101,6 +104,8 @@ pub struct Owner {
     pub inner: Option<u32>,
     /// The first 15 bytes of the process's name, lossily decoded.
     pub comm: String,
+    /// The cgroup's path where it is known without the process, as of a group.
+    pub cgroup: Option<String>,
 }
 
 /// A command line as it lies in a process's memory: arguments, each ended by a

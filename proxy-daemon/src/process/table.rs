@@ -66,8 +66,11 @@ impl ProcessTable {
         }
         let process = Arc::new(Process::of(owner, self.read(owner)));
         seen.put(key, Arc::clone(&process));
-        // A full channel costs the process's end in the report, no more.
-        let _ = self.newcomers.try_send(Arc::clone(&process));
+        // A full channel costs the process's end in the report, no more. A
+        // group has no end.
+        if owner.key.pid != 0 {
+            let _ = self.newcomers.try_send(Arc::clone(&process));
+        }
         process
     }
 
@@ -86,7 +89,11 @@ impl ProcessTable {
             Some((_, stat)) if owner.image == 0 => stat.comm.clone(),
             _ => owner.comm.clone(),
         };
-        let cgroup = self.memory.cgroup(owner.cgroup_id).or_else(|| cgroup_of(&alive.as_ref()?.0));
+        let cgroup = self
+            .memory
+            .cgroup(owner.cgroup_id)
+            .or_else(|| cgroup_of(&alive.as_ref()?.0))
+            .or_else(|| owner.cgroup.clone());
         Facts {
             command: if command.is_empty() { comm.clone() } else { command },
             comm,
@@ -179,6 +186,7 @@ mod tests {
             command_len: 0,
             inner: None,
             comm: stat.comm,
+            cgroup: None,
         }
     }
 

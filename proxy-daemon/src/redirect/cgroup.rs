@@ -87,6 +87,15 @@ impl Mount {
         &self.point
     }
 
+    /// How deep a cgroup (its directory) lies below the top of the hierarchy.
+    /// `None` if it is not below this mount, or the top cannot be told from
+    /// here.
+    pub fn depth(&self, directory: &Path) -> Option<u32> {
+        let below = directory.strip_prefix(&self.point).ok()?;
+        let path = self.root.strip_prefix("/").ok()?.components().chain(below.components());
+        path.map(|part| matches!(part, Component::Normal(_)).then_some(1)).sum()
+    }
+
     /// The directory of a cgroup as `/proc/PID/cgroup` names it; `None` if the
     /// mount does not show it.
     pub fn directory(&self, cgroup: &str) -> Option<PathBuf> {

@@ -10,6 +10,10 @@ pub enum RedirectError {
         "{what} was refused by the kernel ({cause}): run as root (sudo), or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Permission { what: &'static str, cause: String },
+    #[error(
+        "{what} was refused by the kernel ({cause}): run as root (sudo), or with CAP_NET_ADMIN in this network namespace"
+    )]
+    Capability { what: &'static str, cause: String },
     #[error("{what} does not work on this kernel: {cause}. {remedy}")]
     Kernel { what: &'static str, cause: String, remedy: &'static str },
     #[error("{given} ports to watch were given, {max} are possible: name fewer, or watch every port with --port any", max = retryscope_ebpf::MAX_PORTS)]
@@ -20,6 +24,30 @@ pub enum RedirectError {
     NoProcess { pid: u32 },
     #[error("the listener on {address} could not be opened ({cause}): the loopback must be up (`ip link set lo up`)")]
     Listener { address: &'static str, cause: io::Error },
+    #[error(
+        "there is no network interface {name} that traffic could arrive on: `ip link` lists those of this network namespace"
+    )]
+    Interface { name: String },
+    #[error("{given} interfaces were given; at most {most} are possible")]
+    Interfaces { given: usize, most: usize },
+    #[error(
+        "another instance already takes all of this network namespace's connections (it holds the table inet {table}): end that one first, or choose a --cgroup"
+    )]
+    NamespaceTaken { table: String },
+    #[error("{most} instances redirect in this network namespace already, and there cannot be more: end one of them")]
+    Instances { most: u8 },
+    #[error("only TPROXY takes a network namespace or an interface: leave out --redirect ebpf, or choose a --cgroup")]
+    NeedsTproxy,
+    #[error(
+        "TPROXY cannot tell one process from its neighbours in the cgroup: leave out --redirect tproxy, or choose the --cgroup"
+    )]
+    NeedsEbpf,
+    #[error(
+        "--fail closed takes eBPF: what TPROXY redirects goes direct as soon as retryscope is gone; choose a --cgroup or a --pid, or --fail open"
+    )]
+    NeedsEbpfToRefuse,
+    #[error("{ebpf}\nTPROXY, the other way, does not work either: {tproxy}")]
+    Neither { ebpf: Box<RedirectError>, tproxy: Box<RedirectError> },
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
 }
@@ -28,9 +56,17 @@ impl RedirectError {
     /// 64 usage, 69 the kernel lacks something, 77 permission.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Permission { .. } => 77,
-            Self::Kernel { .. } | Self::Listener { .. } => 69,
-            Self::Ports { .. } | Self::NoCgroup { .. } | Self::NoProcess { .. } => 64,
+            Self::Permission { .. } | Self::Capability { .. } => 77,
+            Self::Kernel { .. } | Self::Listener { .. } | Self::NamespaceTaken { .. } | Self::Instances { .. } => 69,
+            Self::Ports { .. }
+            | Self::NoCgroup { .. }
+            | Self::NoProcess { .. }
+            | Self::Interface { .. }
+            | Self::Interfaces { .. }
+            | Self::NeedsTproxy
+            | Self::NeedsEbpfToRefuse
+            | Self::NeedsEbpf => 64,
+            Self::Neither { ebpf, .. } => ebpf.exit_code(),
             Self::Cgroup(error) => error.exit_code(),
         }
     }

@@ -25,7 +25,9 @@ mod load;
 mod probe;
 mod remembered;
 mod tally;
+mod tproxy;
 mod tree;
+mod ways;
 
 pub mod cgroup;
 pub mod find;
@@ -53,6 +55,8 @@ pub use listen::Listeners;
 pub use listen::queue;
 pub use probe::{Probe, probe};
 pub use tally::Counters;
+pub use tproxy::sweep;
+pub use ways::{Choice, Reach, Redirection, Wanted, Way};
 
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -340,6 +344,7 @@ fn owner(record: &Record) -> Owner {
         command_len: record.command_len,
         inner: Some(record.inner).filter(|inner| *inner != 0),
         comm: String::from_utf8_lossy(name).into_owned(),
+        cgroup: None,
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     btf::{KERNEL_BTF, Layout},
     cgroup, listen,
     load::{self, Loaded, Settings},
-    tree,
+    tproxy, tree,
 };
 
 /// One finding.
@@ -90,7 +90,36 @@ pub fn probe() -> Vec<Probe> {
         )
         .optional(),
     );
+    let tproxy = Probe::new(
+        "TPROXY",
+        tproxy::rehearse().map_err(|error| error.to_string()),
+        "without it, cgroups are redirected all the same, but no network namespace (--netns) and no gateway (--ingress)",
+    );
+    probes.push(tproxy.optional());
+    let choice = choice(&mut probes);
+    probes.push(choice);
     probes
+}
+
+/// What `--redirect auto` would take. Where it is TPROXY, what only eBPF needs
+/// is no longer required.
+fn choice(probes: &mut [Probe]) -> Probe {
+    let shared = ["kernel", "listeners"];
+    let missing: Vec<&str> =
+        probes.iter().filter(|probe| probe.required && !probe.ok).map(|probe| probe.name).collect();
+    let tproxy = probes.iter().any(|probe| probe.name == "TPROXY" && probe.ok);
+    let way = if missing.is_empty() {
+        Ok("eBPF".to_owned())
+    } else if tproxy && !missing.iter().any(|name| shared.contains(name)) {
+        let why = format!("TPROXY, since eBPF lacks: {}", missing.join(", "));
+        for probe in probes.iter_mut().filter(|probe| !shared.contains(&probe.name)) {
+            probe.required = false;
+        }
+        Ok(why)
+    } else {
+        Err(format!("neither eBPF nor TPROXY; missing: {}", missing.join(", ")))
+    };
+    Probe::new("redirect", way, "see the failures above")
 }
 
 /// Whether the capabilities that the programs need are in force.

@@ -34,6 +34,14 @@ pub struct Counters {
     pub direct_no_room: u64,
     /// Refused by `--fail closed`.
     pub blocked: u64,
+    /// TPROXY: connections that were open before, and too many to be left
+    /// alone.
+    pub broken_before: u64,
+    /// TPROXY: connections of processes that were not found; told by their
+    /// cgroup.
+    pub told_by_cgroup: u64,
+    /// TPROXY: connections of nobody here; told by where they came from.
+    pub told_by_address: u64,
 }
 
 impl Counters {
@@ -55,6 +63,9 @@ impl Counters {
             direct_stalled: less(self.direct_stalled, earlier.direct_stalled),
             direct_no_room: less(self.direct_no_room, earlier.direct_no_room),
             blocked: less(self.blocked, earlier.blocked),
+            broken_before: self.broken_before,
+            told_by_cgroup: less(self.told_by_cgroup, earlier.told_by_cgroup),
+            told_by_address: less(self.told_by_address, earlier.told_by_address),
         }
     }
 
@@ -89,6 +100,24 @@ impl Counters {
                 self.process_not_tracked
             ));
         }
+        if self.told_by_cgroup > 0 {
+            sentences.push(format!(
+                "{} came from processes that could not be found (in another pid namespace, or ended): rows without a pid are all processes of a cgroup.",
+                connections(self.told_by_cgroup)
+            ));
+        }
+        if self.told_by_address > 0 {
+            sentences.push(format!(
+                "{} came from other machines, or had ended before being looked up: rows named by an address are whatever connects from there.",
+                connections(self.told_by_address)
+            ));
+        }
+        if self.broken_before > 0 {
+            sentences.push(format!(
+                "{} that had been open before were broken: there were too many to be left alone.",
+                connections(self.broken_before)
+            ));
+        }
         sentences
     }
 }
@@ -115,6 +144,7 @@ pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
         direct_stalled: of(Counter::DirectStalled),
         direct_no_room: of(Counter::DirectNoRoom),
         blocked: of(Counter::Blocked),
+        ..Counters::default()
     }
 }
 

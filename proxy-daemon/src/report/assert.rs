@@ -288,7 +288,10 @@ impl Assertion {
         for share in &snapshot.processes {
             let who = || {
                 let facts = share.process.facts();
-                format!("in {} ({})", plain(&facts.command), share.process.key.pid)
+                match share.process.key.pid {
+                    0 => format!("in {}", plain(&facts.command)),
+                    pid => format!("in {} ({pid})", plain(&facts.command)),
+                }
             };
             let by_operation = !matches!(self.metric, Metric::Process(..) | Metric::Stalled);
             let names = share.operations.iter().map(|(name, _)| Some(name)).filter(|_| by_operation);

@@ -252,7 +252,9 @@ fn verdict(process: &ProcessEntry) -> String {
         (None, Some(id)) => format!(", container {}", plain(id.get(..12).unwrap_or(id))),
         (None, None) => String::new(),
     };
-    let who = format!("{} ({}{container})", fit(&plain(&process.command), MAX_COMMAND), process.pid);
+    let who = fit(&plain(&process.command), MAX_COMMAND);
+    // What stands for a group of processes has no pid.
+    let who = if process.pid == 0 { who } else { format!("{who} ({}{container})", process.pid) };
     let counts = &process.counts;
     if counts.attempts == 0 {
         return format!("{who}: {}", unread(process));

@@ -48,13 +48,17 @@ impl Moto {
     }
 
     fn start() -> Self {
+        Self::at(own_address(443), Command::new)
+    }
+
+    /// One of a test's own, by a command that begins with the given Python.
+    pub fn at(address: SocketAddr, command: impl FnOnce(std::path::PathBuf) -> Command) -> Self {
         let ca = TestCa::new();
-        let address = own_address(443);
         let files = ca.files("moto", AWS, &[address.ip()]);
         let dir = tempfile::Builder::new().prefix("retryscope-test-moto-").tempdir().expect("a temporary folder");
         let log = dir.path().join("requests.jsonl");
         let process = clients::bare(
-            Command::new(clients::python())
+            command(clients::python())
                 .arg(clients::script("moto_server.py"))
                 .args([address.ip().to_string(), address.port().to_string()])
                 .args([&files.cert, &files.key, &log])

@@ -126,8 +126,13 @@
     return parts.join(", ");
   }
 
+  // What stands for a group of processes has no pid.
+  function named(name, pid) {
+    return pid ? `${name} (${pid})` : name;
+  }
+
   function process(entry, at) {
-    add(element("h2", {}, `${entry.comm} (${entry.pid})`));
+    add(element("h2", {}, named(entry.comm, entry.pid)));
     said[at].forEach((sentence, line) => add(paragraph(sentence, line === 0 ? "verdict" : "")));
     const where = [entry.command, entry.unit && `unit ${entry.unit}`, entry.container && `container ${entry.container.slice(0, 12)}`, entry.cgroup];
     if (where.some(Boolean)) add(paragraph(where.filter(Boolean).join(" · "), "faint"));
@@ -153,7 +158,7 @@
       });
       const head = element("tr", {}, ...heads.map((head) => element("th", name(head, { scope: "col" }), head)));
       const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
-      const label = `Operations of process ${entry.pid}`;
+      const label = `Operations of ${named(entry.comm, entry.pid)}`;
       add(element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, table));
     }
     for (const wait of entry.rules) {
@@ -507,7 +512,7 @@
         it.retry_after !== undefined && ["was asked to wait", duration(it.retry_after)],
         ["bytes", `${bytes(it.sent)} sent, ${bytes(it.received)} received`],
         ["request", `${it.method} ${it.url} (${it.protocol})`],
-        ["process", `${timeline.commands[key(it)] || ""} (${it.pid})`],
+        ["process", named(timeline.commands[key(it)] || "", it.pid)],
       ].filter(Boolean);
     }
     function show(found) {
