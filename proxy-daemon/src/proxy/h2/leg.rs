@@ -390,6 +390,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        if me.side == Side::Client {
+            // What ends the connection may be ours, and its goodbye with it.
+            me.link.greet(me.side);
+        }
         ready!(me.poll_all(context))?;
         Pin::new(&mut me.stream).poll_shutdown(context)
     }

@@ -191,6 +191,17 @@ impl Link {
         self.both().end(side.other()).said.is_some()
     }
 
+    /// Has a side greeted with what is known of the other: something is to be
+    /// said to it that the other has no part in. What is learned later is told
+    /// later.
+    pub(super) fn greet(&self, side: Side) {
+        let mut both = self.both();
+        if both.end(side.other()).said.is_none() {
+            both.end(side.other()).said = Some(Vec::new());
+            both.end(side).wake();
+        }
+    }
+
     /// Our settings for a side, with what the other has said in place of ours.
     pub(super) fn greeting(&self, side: Side, payload: &[u8]) -> Vec<u8> {
         let mut both = self.both();
@@ -257,8 +268,8 @@ impl Link {
     pub(super) fn upstream_has_gone(&self) {
         let mut both = self.both();
         both.upstream.gone = true;
-        both.upstream.said.get_or_insert_default();
-        both.client.wake();
+        drop(both);
+        self.greet(Side::Client);
     }
 }
 
@@ -326,6 +337,18 @@ mod tests {
         assert!(!link.pinged(Side::Client, ping(0), [1; 8]));
         link.upstream_has_gone();
         assert!(link.may_greet(Side::Client));
+    }
+
+    #[test]
+    fn what_is_learned_later_is_told_later() {
+        let link = Link::default();
+        link.greet(Side::Client);
+        assert!(link.may_greet(Side::Client) && !link.has_changed());
+        link.has_said(Side::Upstream, &payload(&[(4, 1)]));
+        assert!(!link.has_changed());
+        link.has_said(Side::Upstream, &payload(&[(3, 1)]));
+        link.greet(Side::Client);
+        assert!(link.has_changed());
     }
 
     #[test]
