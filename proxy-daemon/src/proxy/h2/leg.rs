@@ -247,21 +247,23 @@ impl<S: AsyncWrite + Unpin> Leg<'_, S> {
     /// come; and, where `h2` has sent all it had, what the other side has left:
     /// that must not overtake what came before it.
     fn poll_queue(&mut self, context: &mut Context<'_>, all_sent: bool) -> Poll<io::Result<()>> {
-        self.link.watch(self.side, context);
-        if !self.going.greeted && self.link.may_greet(self.side) {
+        if !self.going.greeted {
+            if !self.link.may_greet(self.side, context) {
+                return Poll::Ready(Ok(()));
+            }
             self.going.greeted = true;
             for part in std::mem::take(&mut self.going.held) {
                 self.queue(part);
             }
         }
-        if !self.going.greeted {
+        if !all_sent && self.going.queue.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut sent = false;
         loop {
             let between = self.going.place.is_between_frames() && self.going.part.is_empty();
             if all_sent && between && self.going.queue.is_empty() {
-                self.going.queue = self.link.take_waiting(self.side);
+                self.going.queue = self.link.take_waiting(self.side, context);
             }
             if self.going.queue.is_empty() {
                 break;
@@ -390,6 +392,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Leg<'_, S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        if me.side == Side::Client {
+            // What ends the connection may be ours, and its goodbye with it.
+            me.link.greet(me.side);
+        }
         ready!(me.poll_all(context))?;
         Pin::new(&mut me.stream).poll_shutdown(context)
     }
@@ -457,7 +463,7 @@ mod tests {
                     }
                 };
                 let ((), came) = tokio::join!(saying, hearing);
-                (came, link.take_waiting(Side::Upstream))
+                (came, link.take_waiting(Side::Upstream, &Context::from_waker(std::task::Waker::noop())))
             });
             prop_assert_eq!(came, passes);
             let passed_on = waiting.windows(PING_FRAME).filter(|part| **part == frame(PING, 0, &[1; 8])).count();

@@ -79,6 +79,12 @@ struct End {
 }
 
 impl End {
+    fn watch(&mut self, context: &Context<'_>) {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            self.waker = Some(context.waker().clone());
+        }
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -150,13 +156,11 @@ impl Link {
         }
     }
 
-    /// Has the task woken when there is something to be sent to this side.
-    pub(super) fn watch(&self, side: Side, context: &Context<'_>) {
+    /// Whether a side can be greeted; if not, the task is woken when it can.
+    pub(super) fn may_greet(&self, side: Side, context: &Context<'_>) -> bool {
         let mut both = self.both();
-        let end = both.end(side);
-        if !end.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            end.waker = Some(context.waker().clone());
-        }
+        both.end(side).watch(context);
+        both.end(side.other()).said.is_some()
     }
 
     /// A side has said its settings.
@@ -186,9 +190,15 @@ impl Link {
         self.both().changed = true;
     }
 
-    /// Whether a side can be greeted.
-    pub(super) fn may_greet(&self, side: Side) -> bool {
-        self.both().end(side.other()).said.is_some()
+    /// Has a side greeted with what is known of the other: something is to be
+    /// said to it that the other has no part in. What is learned later is told
+    /// later.
+    pub(super) fn greet(&self, side: Side) {
+        let mut both = self.both();
+        if both.end(side.other()).said.is_none() {
+            both.end(side.other()).said = Some(Vec::new());
+            both.end(side).wake();
+        }
     }
 
     /// Our settings for a side, with what the other has said in place of ours.
@@ -248,17 +258,21 @@ impl Link {
         }
     }
 
-    /// Whole frames that are to be sent to a side now.
-    pub(super) fn take_waiting(&self, side: Side) -> BytesMut {
-        std::mem::take(&mut self.both().end(side).waiting)
+    /// Whole frames that are to be sent to a side now; the task is woken when
+    /// there are more.
+    pub(super) fn take_waiting(&self, side: Side, context: &Context<'_>) -> BytesMut {
+        let mut both = self.both();
+        let end = both.end(side);
+        end.watch(context);
+        std::mem::take(&mut end.waiting)
     }
 
     /// The upstream is there no more: nothing is waited for from it.
     pub(super) fn upstream_has_gone(&self) {
         let mut both = self.both();
         both.upstream.gone = true;
-        both.upstream.said.get_or_insert_default();
-        both.client.wake();
+        drop(both);
+        self.greet(Side::Client);
     }
 }
 
@@ -282,6 +296,14 @@ mod tests {
         all.iter().flat_map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect()
     }
 
+    fn may_greet(link: &Link, side: Side) -> bool {
+        link.may_greet(side, &Context::from_waker(Waker::noop()))
+    }
+
+    fn take_waiting(link: &Link, side: Side) -> BytesMut {
+        link.take_waiting(side, &Context::from_waker(Waker::noop()))
+    }
+
     fn ping(flags: u8) -> Head {
         Head { length: 8, kind: PING, flags, stream: 0 }
     }
@@ -289,9 +311,9 @@ mod tests {
     #[test]
     fn a_side_is_told_what_the_other_has_said() {
         let link = Link::default();
-        assert!(!link.may_greet(Side::Client));
+        assert!(!may_greet(&link, Side::Client));
         link.has_said(Side::Upstream, &payload(&[(1, 0), (3, 7), (4, 99), (6, 1000)]));
-        assert!(link.may_greet(Side::Client) && !link.may_greet(Side::Upstream));
+        assert!(may_greet(&link, Side::Client) && !may_greet(&link, Side::Upstream));
         let told = link.greeting(Side::Client, &payload(&[(4, 5), (8, 1), (3, 1)]));
         assert_eq!(settings(&told).collect::<Vec<_>>(), [(4, 5), (3, 7), (6, 1000)]);
         assert!(!link.has_changed());
@@ -308,12 +330,12 @@ mod tests {
     fn a_ping_is_answered_by_whom_it_was_meant_for() {
         let link = Link::default();
         assert!(link.pinged(Side::Client, ping(0), [1; 8]));
-        assert_eq!(link.take_waiting(Side::Upstream)[..], frame::frame(PING, 0, &[1; 8]));
+        assert_eq!(take_waiting(&link, Side::Upstream)[..], frame::frame(PING, 0, &[1; 8]));
         // One of our own, as a graceful end asks for.
         assert!(!link.pinged(Side::Client, ping(ACK), [1; 8]));
         assert!(!link.pinged(Side::Upstream, ping(ACK), [2; 8]));
         assert!(link.pinged(Side::Upstream, ping(ACK), [1; 8]));
-        assert_eq!(link.take_waiting(Side::Client)[..], frame::frame(PING, ACK, &[1; 8]));
+        assert_eq!(take_waiting(&link, Side::Client)[..], frame::frame(PING, ACK, &[1; 8]));
         assert!(!link.pinged(Side::Upstream, ping(ACK), [1; 8]));
     }
 
@@ -325,7 +347,19 @@ mod tests {
         }
         assert!(!link.pinged(Side::Client, ping(0), [1; 8]));
         link.upstream_has_gone();
-        assert!(link.may_greet(Side::Client));
+        assert!(may_greet(&link, Side::Client));
+    }
+
+    #[test]
+    fn what_is_learned_later_is_told_later() {
+        let link = Link::default();
+        link.greet(Side::Client);
+        assert!(may_greet(&link, Side::Client) && !link.has_changed());
+        link.has_said(Side::Upstream, &payload(&[(4, 1)]));
+        assert!(!link.has_changed());
+        link.has_said(Side::Upstream, &payload(&[(3, 1)]));
+        link.greet(Side::Client);
+        assert!(link.has_changed());
     }
 
     #[test]
@@ -340,9 +374,9 @@ mod tests {
         assert_eq!(link.goodbye(&ours(2)), ours(2));
         let asked = link.asked();
         link.said_goodbye(Side::Client, b"\0\0\0\x01\0\0\0\x02why");
-        assert!(link.take_waiting(Side::Upstream).is_empty());
+        assert!(take_waiting(&link, Side::Upstream).is_empty());
         drop(asked);
-        assert_eq!(link.take_waiting(Side::Upstream)[..], frame::frame(GOAWAY, 0, b"\0\0\0\0\0\0\0\x02why"));
+        assert_eq!(take_waiting(&link, Side::Upstream)[..], frame::frame(GOAWAY, 0, b"\0\0\0\0\0\0\0\x02why"));
         link.said_goodbye(Side::Client, b"");
     }
 }

@@ -4,8 +4,9 @@
 //! In: both TLS streams, both having agreed on `h2`. Out: the same streams on
 //! the other side, but for responses that a rule rewrites; one [`Exchange`]
 //! per stream. A window is opened only for what the other side has taken, so
-//! that back-pressure is the peers' own. All of a connection's streams live
-//! in its one task.
+//! that back-pressure is the peers' own. What is no stream's (settings, pings,
+//! goodbyes) passes beside `h2`, in the legs that it reads and writes. All of a
+//! connection's streams live in its one task.
 mod frame;
 mod leg;
 mod link;

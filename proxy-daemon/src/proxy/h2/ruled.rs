@@ -30,6 +30,7 @@ pub(super) async fn told(
     exchange: &Mutex<Exchange>,
     link: &Link,
 ) -> Option<Break> {
+    link.greet(Side::Client);
     {
         let mut exchange = lock(exchange);
         ahead.parts.iter().for_each(|part| exchange.sent(part));
