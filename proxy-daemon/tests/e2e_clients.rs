@@ -4,7 +4,7 @@ mod common;
 
 use std::ffi::OsString;
 
-use common::{NAME, Outcome, Run, TestCa, Upstream, clients, pattern, sha256};
+use common::{NAME, Outcome, Run, SOON, TestCa, Upstream, Wire, clients, pattern, sha256, until};
 
 struct Client {
     name: &'static str,
@@ -277,6 +277,20 @@ fn quic_is_refused() {
     );
     assert_eq!(Run::new().option("--allow-quic").go(words![python(), "-c", probe]).ok().text(), passed);
     assert_eq!(Run::direct().go(words![python(), "-c", probe]).ok().text(), passed);
+}
+
+/// A connection that says nothing and goes is seen by its server, as it is
+/// directly: servers wait for such visits, as health checks make them.
+#[test]
+fn a_visit_without_a_word() {
+    let ca = TestCa::new();
+    for direct in [true, false] {
+        let wire = Wire::start(&ca, |_| async { Ok(()) });
+        let visit = "import socket, sys; socket.create_connection((sys.argv[1], 443)).close()";
+        let python = clients::need("python3", "python3");
+        Run::via(direct).go(words![python, "-c", visit, wire.address.ip().to_string()]).ok();
+        until("the server has seen it", SOON, || (wire.accepted() == 1).then_some(()));
+    }
 }
 
 /// Children and grandchildren are covered, each with a row of its own that

@@ -363,7 +363,7 @@ fn clients_trust_by_binds_and_by_variables() {
 
     let unmounted = setting.plan(false);
     assert_eq!(unmounted.binds, []);
-    assert_eq!(trusting(&clients, &unmounted.environment, &[]), all_but(&clients, &["wget"]));
+    assert_eq!(trusting(&clients, &unmounted.environment, &[]), all_but(&clients, &[]));
 
     // As `run` does it: everyone.
     assert_eq!(trusting(&clients, &mounted.environment, &mounted.binds), all_but(&clients, &[]));

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 /// Variables that tell a client whom to trust or which way to go. What runs
 /// under test must find none: it would no longer be an unprepared program.
 const STEERING: &[&str] = &[
+    "APT_CONFIG",
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
@@ -24,10 +25,13 @@ const STEERING: &[&str] = &[
     "JAVA_TOOL_OPTIONS",
     "NIX_SSL_CERT_FILE",
     "NODE_EXTRA_CA_CERTS",
+    "PERL_LWP_SSL_CA_FILE",
+    "PHP_INI_SCAN_DIR",
     "PIP_CERT",
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
+    "WGETRC",
     "ALL_PROXY",
     "HTTPS_PROXY",
     "HTTP_PROXY",

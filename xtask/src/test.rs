@@ -5,7 +5,13 @@
 //! user who asked; only the test programs run as root, each through
 //! `xtask as-root`, and none of them inherits a variable that tells a client
 //! whom to trust.
-use std::{ffi::OsString, fs, os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -43,6 +49,46 @@ const SDKS: &[&str] = &[
     "websockets==15.0.1",
 ];
 
+/// The clients of the conformance matrix.
+const MATRIX: &[&str] = &[
+    "aiohttp==3.14.5",
+    "awscli==1.46.3",
+    "boto3==1.44.8",
+    "grpcio==1.76.0",
+    "httplib2==0.32.1",
+    "httpx[http2]==0.28.1",
+    "requests==2.34.2",
+    "websockets==17.4",
+];
+
+/// What other projects' suites need.
+const SUITES: &[&str] = &[
+    "anyio[trio]==4.16.0",
+    "chardet==7.7.0",
+    "click==8.1.8",
+    "cryptography==50.0.2",
+    "h2==4.4.1",
+    "httpx[cli,http2,socks,zstd]==0.28.1",
+    "hypercorn==0.18.0",
+    "pyopenssl==26.4.0",
+    "pysocks==1.7.1",
+    "pytest==9.0.2",
+    "pytest-asyncio==1.5.0",
+    "pytest-httpbin==2.1.0",
+    "pytest-socket==0.8.1",
+    "pytest-timeout==2.4.0",
+    "pytest-trio==0.8.0",
+    "quart==0.20.0",
+    "quart-trio==0.12.0",
+    "trio==0.35.0",
+    "trustme==1.2.1",
+    "urllib3[h2,socks]==2.8.0",
+    "uvicorn==0.54.0",
+];
+
+/// Packages whose own tests are run, from their sources.
+const SOURCES: &[&str] = &["httpcore==1.0.9", "httpx==0.28.1", "urllib3==2.8.0"];
+
 /// What receives OTLP.
 const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
 
@@ -63,21 +109,28 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("certutil", "libnss3-tools"),
     ("chromium", "chromium"),
     ("curl", "curl"),
+    ("git", "git"),
     ("go", "golang-go"),
     ("ip", "iproute2"),
     ("iptables-nft", "iptables"),
+    ("h2load", "nghttp2-client"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
     ("nft", "nftables"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("openssl", "openssl"),
+    ("php", "php-cli"),
     ("promtool", "prometheus"),
+    ("ruby", "ruby"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
     ("sysctl", "procps"),
     ("wget", "wget"),
 ];
+
+/// Debian packages that have no program of their own.
+const LIBRARIES: &[&str] = &["liblwp-protocol-https-perl", "php-curl"];
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -103,8 +156,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return system::run(&mut cargo);
     }
 
-    let missing: Vec<_> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    let absent = |package: &&&str| !system::succeeds(Command::new("dpkg").args(["-s", **package]));
+    let programs = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package);
+    let missing: Vec<_> = programs.chain(LIBRARIES.iter().filter(absent).copied()).collect();
     install(&missing)?;
     // Some packages start a server; the tests start their own.
     for (package, services) in
@@ -118,9 +172,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let old_clients = venv::python("clients-old", OLD_CLIENTS)?;
     let sdks = venv::python("sdks", SDKS)?;
     let otlp = venv::python("otlp", OTLP)?;
+    let matrix = venv::python("matrix", MATRIX)?;
+    let suites = venv::python("suites", SUITES)?;
+    sources(&suites)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
+    let rust_clients = rust_clients()?;
 
     step("Testing");
     let me = std::env::current_exe().context("cannot tell where xtask is")?;
@@ -132,13 +190,43 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("RETRYSCOPE_TEST_OLD_VENV", old_clients),
         ("RETRYSCOPE_TEST_SDK_VENV", sdks),
         ("RETRYSCOPE_TEST_OTLP_VENV", otlp),
+        ("RETRYSCOPE_TEST_MATRIX_VENV", matrix),
+        ("RETRYSCOPE_TEST_SUITES_VENV", suites),
     ] {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
     }
     cargo.env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
+    cargo.env("RETRYSCOPE_TEST_RUST_CLIENTS", rust_clients);
     // One failure must not hide the next.
     system::run(cargo.arg("--no-fail-fast").args(&options.filter))
+}
+
+/// Fetches the sources of Python packages into `target/sources`.
+fn sources(python: &Path) -> Result<()> {
+    let folder = system::target().join("sources");
+    for package in SOURCES {
+        if folder.join(format!("{}.tar.gz", package.replace("==", "-"))).exists() {
+            continue;
+        }
+        step(&format!("Fetching the sources of {package}"));
+        let mut pip = Command::new(python);
+        pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+        pip.args(["--no-binary", ":all:", "--dest"]).arg(&folder).arg(package);
+        system::run(&mut pip).context("pip could not fetch the sources: is the package index reachable?")?;
+    }
+    Ok(())
+}
+
+/// The program with the clients written in Rust: a workspace of its own, with
+/// its own lock file.
+fn rust_clients() -> Result<PathBuf> {
+    let folder = system::target().join("rust-clients");
+    let manifest = system::root().join("proxy-daemon/tests/clients/rust/Cargo.toml");
+    let mut cargo = system::cargo();
+    cargo.args(["build", "--locked", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(&folder);
+    system::run(&mut cargo)?;
+    Ok(folder.join("debug/rust-clients"))
 }
 
 /// The folder under `target/node` whose `node_modules` holds `packages`; made

@@ -84,6 +84,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         Err(error) => return visit.unreachable(&client, redirected.origin, &error),
     };
     match class {
+        Class::Gone if early.is_none() => visit.knock().await,
         Class::Gone => {}
         Class::Opaque(Opaque::Unsupported) => {
             let name = hello::server_name(&first);
@@ -369,6 +370,13 @@ impl Visit<'_> {
                 failure::reset_on_close(upstream.get_ref().0);
             }
         }
+    }
+
+    /// A client that has come and gone without a word: its upstream sees that
+    /// as well. Where there is no upstream, there is nobody left to be told.
+    async fn knock(&self) {
+        let to = self.proxy.routes.upstream(None, self.origin);
+        let _ = tokio::time::timeout(GOODBYE, socket::connect(&self.proxy.gate, to)).await;
     }
 
     /// Passes the connection on untouched.

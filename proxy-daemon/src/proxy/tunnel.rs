@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,6 +15,9 @@ use tokio::{
 
 use super::{failure, h1::End};
 use crate::{flow::Failure, tls::Witness};
+
+/// How long a client may take for the last that its upstream has said.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// How many bytes have come from each side so far.
 #[derive(Debug, Default)]
@@ -37,10 +41,21 @@ pub(super) async fn run(
         let mut upstream = Counted { stream: upstream, read: &count.received };
         tokio::io::copy_bidirectional(&mut client, &mut upstream).await
     };
-    match passed.await {
-        Ok(_) => End::Closed,
-        Err(error) if failure::of(&error) == Failure::Closed => End::Cut,
-        Err(_) => End::Reset,
+    let Err(error) = passed.await else { return End::Closed };
+    // An upstream may answer and leave before it has heard all; sending fails
+    // then, and what it had said is still the client's.
+    let _ = tokio::time::timeout(LAST_WORDS, last_words(client, upstream, count)).await;
+    if failure::of(&error) == Failure::Closed { End::Cut } else { End::Reset }
+}
+
+/// Passes on what has come from an upstream that is gone.
+async fn last_words(client: &mut (impl AsyncWrite + Unpin), upstream: &TcpStream, count: &Count) {
+    let mut bytes = [0; 8192];
+    while let Ok(length @ 1..) = upstream.try_read(&mut bytes) {
+        count.received.fetch_add(length as u64, Ordering::Relaxed);
+        if client.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
     }
 }
 

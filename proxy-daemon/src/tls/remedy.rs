@@ -29,8 +29,8 @@ const KINDS: &[Kind] = &[
     Kind {
         names: &["wget"],
         shown: "wget",
-        variables: &[],
-        besides: "give it --ca-certificate=BUNDLE, or set ca_certificate in ~/.wgetrc: it reads no variable",
+        variables: &["WGETRC"],
+        besides: "to a file that says ca_certificate=BUNDLE, or give it --ca-certificate",
     },
     Kind {
         names: &["git", "git-remote-https", "git-remote-http"],
@@ -67,8 +67,8 @@ const KINDS: &[Kind] = &[
     Kind {
         names: &["php", "php-fpm", "php-cgi"],
         shown: "PHP",
-        variables: &["SSL_CERT_FILE"],
-        besides: "or set curl.cainfo and openssl.cafile in php.ini",
+        variables: &["SSL_CERT_FILE", "PHP_INI_SCAN_DIR"],
+        besides: "(the second names a folder with an .ini file that sets curl.cainfo and openssl.cafile)",
     },
     Kind { names: &["perl"], shown: "Perl", variables: &["PERL_LWP_SSL_CA_FILE", "SSL_CERT_FILE"], besides: "" },
     Kind {
@@ -134,7 +134,7 @@ mod tests {
             ("curl", "set CURL_CA_BUNDLE and SSL_CERT_FILE (not set in its environment) for curl or give it --cacert"),
             ("node", "set NODE_EXTRA_CA_CERTS"),
             ("java", "javax.net.ssl.trustStore"),
-            ("wget", "~/.wgetrc"),
+            ("wget", "set WGETRC (not set in its environment) for wget to a file that says ca_certificate=BUNDLE"),
             ("chromium", "certutil"),
             ("my-service", "set SSL_CERT_FILE"),
         ] {

@@ -45,7 +45,11 @@ One process, by variables. BUNDLE is a file with the system's roots and this cer
   cargo                      CARGO_HTTP_CAINFO=BUNDLE
   Deno                       DENO_CERT={file}
   Node                       NODE_EXTRA_CA_CERTS={file}
-  wget                       --ca-certificate=BUNDLE (it reads no variable)
+  Perl (LWP)                 PERL_LWP_SSL_CA_FILE=BUNDLE
+  httplib2                   HTTPLIB2_CA_CERTS=BUNDLE
+  wget                       ca_certificate = BUNDLE in the file that WGETRC names
+  apt                        Acquire::https::CaInfo \"BUNDLE\"; in the file that APT_CONFIG names
+  PHP                        curl.cainfo = BUNDLE, openssl.cafile = BUNDLE in a *.ini of PHP_INI_SCAN_DIR
   Java                       keytool -importcert -noprompt -alias retryscope -file {file} \\
                                -keystore COPY-OF-CACERTS -storepass changeit
                              JAVA_TOOL_OPTIONS=-Djavax.net.ssl.trustStore=COPY-OF-CACERTS

@@ -18,6 +18,39 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 const CLIENTS: &[&str] =
     &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
 const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
+const MATRIX: &[&str] = &[
+    "aiohttp==3.14.5",
+    "awscli==1.46.3",
+    "boto3==1.44.8",
+    "grpcio==1.76.0",
+    "httplib2==0.32.1",
+    "httpx[http2]==0.28.1",
+    "requests==2.34.2",
+    "websockets==17.4",
+];
+const SUITES: &[&str] = &[
+    "anyio[trio]==4.16.0",
+    "chardet==7.7.0",
+    "click==8.1.8",
+    "cryptography==50.0.2",
+    "h2==4.4.1",
+    "httpx[cli,http2,socks,zstd]==0.28.1",
+    "hypercorn==0.18.0",
+    "pyopenssl==26.4.0",
+    "pysocks==1.7.1",
+    "pytest==9.0.2",
+    "pytest-asyncio==1.5.0",
+    "pytest-httpbin==2.1.0",
+    "pytest-socket==0.8.1",
+    "pytest-timeout==2.4.0",
+    "pytest-trio==0.8.0",
+    "quart==0.20.0",
+    "quart-trio==0.12.0",
+    "trio==0.35.0",
+    "trustme==1.2.1",
+    "urllib3[h2,socks]==2.8.0",
+    "uvicorn==0.54.0",
+];
 const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
 
 /// Fails unless the tests run as root, which cgroups and BPF need.
@@ -119,6 +152,52 @@ pub fn node_modules() -> PathBuf {
 #[track_caller]
 pub fn otlp_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
+}
+
+/// Python with the clients of the matrix.
+#[track_caller]
+pub fn matrix_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_MATRIX_VENV", "matrix", MATRIX)
+}
+
+/// Python with what other projects' suites need.
+#[track_caller]
+pub fn suites_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_SUITES_VENV", "suites", SUITES)
+}
+
+/// The sources of a Python package, from the package index; fetched once.
+#[track_caller]
+pub fn source(package: &str, version: &str) -> PathBuf {
+    let folder = target().join("sources");
+    let archive = folder.join(format!("{package}-{version}.tar.gz"));
+    if !archive.exists() {
+        let options = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"];
+        let mut pip = Command::new(suites_python());
+        pip.args(["-m", "pip"]).args(options).arg("--dest").arg(&folder).arg(format!("{package}=={version}"));
+        let output = pip.stdin(Stdio::null()).output().expect("running pip");
+        assert!(output.status.success(), "{package}'s sources: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    archive
+}
+
+/// The clients written in Rust (`tests/clients/rust`), as `cargo xtask test`
+/// builds them, or as they are built now.
+#[track_caller]
+pub fn rust_clients() -> PathBuf {
+    if let Some(given) = std::env::var_os("RETRYSCOPE_TEST_RUST_CLIENTS") {
+        return given.into();
+    }
+    let folder = target().join("rust-clients");
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--quiet", "--manifest-path"])
+        .arg(script("rust/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&folder)
+        .output()
+        .expect("running cargo");
+    assert!(output.status.success(), "building tests/clients/rust: {}", String::from_utf8_lossy(&output.stderr));
+    folder.join("debug/rust-clients")
 }
 
 /// A script of `tests/clients`.

@@ -117,7 +117,8 @@ impl Nginx {
             "daemon off; master_process off; pid {root}/pid; error_log stderr warn;\n\
              events {{ worker_connections 512; }}\n\
              http {{\n\
-               access_log off; client_max_body_size 0;\n\
+               log_format told '$request $status $body_bytes_sent $http_user_agent $content_length';\n\
+               access_log {root}/log told; client_max_body_size 0;\n\
                client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;\n\
                uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
                server {{\n\
@@ -156,6 +157,21 @@ impl Nginx {
 
     pub fn folder(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// A line for each request of a client that has ended: what was asked,
+    /// and how it was answered.
+    pub fn take_log(&self, requests: usize) -> Vec<String> {
+        let path = self.dir.path().join("log");
+        // nginx writes a line once its last byte is out.
+        let lines = until("nginx has logged all", super::SOON, || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            (lines.len() >= requests).then_some(lines)
+        });
+        // It keeps the file open, at its end.
+        std::fs::File::options().write(true).truncate(true).open(&path).expect("the log");
+        lines
     }
 }
 

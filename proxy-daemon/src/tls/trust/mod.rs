@@ -9,28 +9,19 @@
 //! that is extended holds one; what the user has set is extended, not
 //! replaced; a file that cannot be read becomes a note, not a failure.
 //!
-//! Who needs what (`tests/tls_trust.rs` checks these with real clients):
+//! docs/clients.md tells who needs what; `tests/e2e_matrix` writes it, by
+//! running the real clients. Set without a test of their own:
+//! `NIX_SSL_CERT_FILE`, `CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE`, `DENO_CERT`.
 //!
-//! | client                         | bind enough | variable enough, each alone                           |
-//! |--------------------------------|-------------|-------------------------------------------------------|
-//! | curl                           | yes         | `CURL_CA_BUNDLE`, `SSL_CERT_FILE`                     |
-//! | wget (GnuTLS)                  | yes         | **none exists**                                       |
-//! | git                            | yes         | `GIT_SSL_CAINFO`                                      |
-//! | openssl, Python's ssl, urllib  | yes         | `SSL_CERT_FILE`                                       |
-//! | Python httpx                   | yes         | `SSL_CERT_FILE`                                       |
-//! | Python requests, pip           | yes         | `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`                |
-//! | boto3, botocore                | yes         | `AWS_CA_BUNDLE`, `REQUESTS_CA_BUNDLE`                 |
-//! | Node                           | **no**      | `NODE_EXTRA_CA_CERTS`                                 |
-//! | Java                           | yes         | `JAVA_TOOL_OPTIONS`, which every Java machine announces on stderr; set only without mounts |
-//!
-//! Set without a test of their own: `PIP_CERT`, `CARGO_HTTP_CAINFO`,
-//! `GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`, `NIX_SSL_CERT_FILE`,
-//! `HTTPLIB2_CA_CERTS`, `CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE`,
-//! `PERL_LWP_SSL_CA_FILE`, `DENO_CERT`; and `SSL_CERT_FILE` for Go and Ruby.
+//! Set only where there are no mounts: `JAVA_TOOL_OPTIONS`, which every Java
+//! machine announces on standard error, and the variables of `settings`, which
+//! stand in for a file of the user's.
+mod browsers;
 mod environment;
 mod java;
 mod jks;
 mod python;
+mod settings;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -69,13 +60,15 @@ pub struct TrustPlan {
     /// To set in the target's environment, over what is there.
     pub environment: Vec<(OsString, OsString)>,
     /// To bind in the target's mount namespace. Targets exist, are regular
-    /// files, without symbolic links on the way, and each appears once.
+    /// files or folders as their sources are, without symbolic links on the
+    /// way, and each appears once.
     pub binds: Vec<Bind>,
     /// For the user: what could not be read, what is not covered.
     pub notes: Vec<String>,
 }
 
-/// A file to show in the place of another.
+/// A file to show in the place of another; or a folder, with all that is in
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bind {
     pub source: PathBuf,
@@ -97,9 +90,14 @@ pub fn prepare(input: &TrustInput<'_>) -> Result<TrustPlan, TlsError> {
         for store in &stores {
             work.bind_store(store)?;
         }
-    } else if let Some(store) = stores.first() {
-        let copy = work.store(store)?;
-        plan.environment.push(java::option(input.environment, &copy));
+        let browsers = browsers::binds(&mut work)?;
+        work.binds.extend(browsers);
+    } else {
+        plan.environment.extend(settings::variables(&mut work)?);
+        if let Some(store) = stores.first() {
+            let copy = work.store(store)?;
+            plan.environment.push(java::option(input.environment, &copy));
+        }
     }
     plan.binds = work.binds;
     plan.notes = work.notes;

@@ -75,7 +75,8 @@ fn variables_name_roots_and_ours() {
     for (bind, target) in plan.binds.iter().zip(&targets) {
         assert_eq!(fs::canonicalize(target).expect("exists"), bind.target);
         let mode = bind.source.metadata().expect("written").permissions().mode();
-        assert_eq!(mode & 0o7777, 0o644);
+        let expected = if bind.target.is_dir() { 0o755 } else { 0o644 };
+        assert_eq!(mode & 0o7777, expected, "{}", bind.source.display());
     }
     targets.sort();
     targets.dedup();
@@ -103,6 +104,10 @@ fn what_the_user_set_is_extended() {
     assert!(named(&plan, "GIT_SSL_CAINFO").ends_with(&target.pem));
     assert_eq!(named(&plan, "NODE_EXTRA_CA_CERTS"), fs::read_to_string(extra).expect("readable") + &target.pem);
     for entry in fs::read_dir(target.folder.path().join("plan")).expect("a folder").flatten() {
+        if entry.path().is_dir() {
+            // A browser's policies.
+            continue;
+        }
         let bytes = fs::read(entry.path()).expect("readable");
         assert!(!String::from_utf8_lossy(&bytes).contains("PRIVATE KEY"), "{:?}", entry.path());
     }
@@ -166,4 +171,41 @@ fn folder_that_is_absent_is_an_error() {
     })
     .expect_err("no folder");
     assert!(matches!(error, TlsError::Write { .. }), "{error}");
+}
+
+/// Clients that are told by a file of settings: the user's own are kept.
+#[test]
+fn settings_are_kept() {
+    let mut target = Target::new();
+    let ours = target.pem.clone();
+    let theirs = other();
+    let path = target.file("roots.pem", &theirs);
+    target.file(".wgetrc", &format!("tries = 1\n# ca_certificate = /x\nCA_certificate = {}", path.display()));
+    target.set("HOME", target.home());
+    let config = target.file("apt.conf", "APT::Get::Yes \"1\";");
+    target.set("APT_CONFIG", config);
+    target.set("PHP_INI_SCAN_DIR", "/their/folder");
+
+    let plan = target.plan(false);
+    let wget = named(&plan, "WGETRC");
+    assert!(wget.starts_with("tries = 1\n"), "{wget}");
+    let bundle = wget.trim_end().rsplit(" = ").next().expect("a value");
+    let bundle = fs::read_to_string(bundle).expect("a bundle");
+    assert!(bundle.starts_with(&theirs) && bundle.ends_with(&ours));
+    let apt = named(&plan, "APT_CONFIG");
+    assert!(apt.starts_with("APT::Get::Yes \"1\";\nAcquire::https::CaInfo \""), "{apt}");
+    let (_, folders) = plan.environment.iter().find(|(name, _)| name == "PHP_INI_SCAN_DIR").expect("set");
+    let folder = folders.to_str().and_then(|value| value.strip_prefix("/their/folder:")).expect("theirs first");
+    let php = fs::read_to_string(Path::new(folder).join("retryscope.ini")).expect("a file");
+    assert!(php.contains("curl.cainfo") && php.contains("openssl.cafile"), "{php}");
+
+    let mounted = target.plan(true);
+    for name in ["WGETRC", "APT_CONFIG", "PHP_INI_SCAN_DIR", "JAVA_TOOL_OPTIONS"] {
+        assert!(mounted.environment.iter().all(|(set, _)| set != name), "{name}");
+    }
+    // They may hold passwords: what not everybody may read is not copied.
+    fs::set_permissions(target.home().join(".wgetrc"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    let private = target.plan(false);
+    assert!(private.environment.iter().all(|(set, _)| set != "WGETRC"));
+    assert!(private.notes.iter().any(|note| note.contains("wget") && note.contains(".wgetrc")), "{:?}", private.notes);
 }
