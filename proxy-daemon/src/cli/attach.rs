@@ -127,6 +127,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         statsd: checked.statsd,
         otlp: checked.otlp,
         authority: Arc::new(authority),
+        host: None,
+        control: None,
+        earlier: None,
     };
     let mut finished = runtime.block_on(async {
         let redirect = Redirect::start(&watched, &scene.daemon)
@@ -141,7 +144,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             ports_in_words(&watched.ports)
         ));
         wait(args.duration, &signals, || match instance.reload() {
-            Ok(rules) => say(&format!("the rule files were read again; rules in force: {rules}")),
+            Ok(reloaded) => say(&format!("the rule files were read again; rules in force: {}", reloaded.rules)),
             Err(error) => say(&error.to_string()),
         })
         .await;

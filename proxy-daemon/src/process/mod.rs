@@ -9,10 +9,14 @@
 //! Who connected owns the connection, also when the socket is handed to
 //! another process, by `fork` or over a Unix socket: the kernel tells of the
 //! connect, and of no later change of hands.
+mod calls;
 mod cgroups;
+pub mod channel;
+pub mod confine;
 mod containers;
 pub mod janitor;
 pub mod launch;
+mod peer;
 mod program;
 mod table;
 pub mod warden;
@@ -23,11 +27,13 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub use calls::Role;
 pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
 pub use containers::{Engines, Named};
+pub use peer::peer_groups;
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
 
@@ -67,7 +73,7 @@ pub fn release_memory() {
 }
 
 /// A process beyond doubt: a pid is reused, a pid and its start time are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessKey {
     /// Thread group id, in the daemon's pid namespace.
     pub pid: u32,
