@@ -365,6 +365,52 @@ fn what_is_refused_at_the_start() {
     assert!(!site.runtime().join("api.sock").exists());
 }
 
+/// What else an instance can do, it can without privileges: metrics, lines for
+/// statsd, OTLP to a name that has to be looked up, a file of attempts.
+#[test]
+fn what_is_told_to_others() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let (ca, group) = (TestCa::new(), TestCgroup::new());
+    let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let metrics = free().local_addr().expect("an address");
+    let statsd = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    statsd.set_read_timeout(Some(SOON)).expect("a timeout");
+    let collector = free();
+    let tables = format!(
+        "[targets]\ncgroups = [\"{}\"]\n[rules]\nrules = [\"~attempt 1 => 503\"]\n[metrics]\nlisten = \"{metrics}\"\n\
+         [statsd]\nserver = \"{}\"\n[otlp]\nendpoint = \"http://localhost:{}\"\ninterval = \"200ms\"\n[events]\nfile = \"events.jsonl\"",
+        path_of(group.path()),
+        statsd.local_addr().expect("an address"),
+        collector.local_addr().expect("an address").port(),
+    );
+    // A limited choice of hosts, and an authority without limits.
+    site.write(&format!("intercept = [\"*.example.com\", \"{}\"]", upstream.address.ip()), &tables);
+    let daemon = site.start();
+    daemon.watches(group.path());
+    let mut client = Loop::in_cgroup(&group, &upstream);
+    assert!(client.connects("go"));
+    assert!(client.connects("go"), "again: a retry");
+
+    let mut pushed = String::new();
+    let (stream, _) = collector.accept().expect("the collector is spoken to");
+    BufReader::new(stream).read_line(&mut pushed).expect("a request");
+    assert!(pushed.starts_with("POST /v1/"), "{pushed}");
+    let mut scrape = std::net::TcpStream::connect(metrics).expect("metrics");
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("asked");
+    let mut text = String::new();
+    scrape.read_to_string(&mut text).expect("metrics");
+    assert!(text.contains("retryscope_attempts_total"), "{text}");
+    let mut datagram = [0; 2048];
+    let length = statsd.recv(&mut datagram).expect("a line for the retry");
+    let line = common::show(&datagram[..length]);
+    assert!(line.contains("retryscope.retry"), "{line}");
+    daemon.end().ok();
+    let events = std::fs::read_to_string(site.path("events.jsonl")).expect("the file");
+    assert!(events.lines().count() >= 3, "{events}");
+    client.end();
+}
+
 /// The rows of a client that asks without a pause.
 fn rows(running: &Running) -> Vec<Value> {
     let said = running.stdout.bytes();

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::{
+    machine,
     system::{self, find, install, is_root, steers, step},
     testbed::{self, Profile},
     venv,
@@ -63,6 +64,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("certutil", "libnss3-tools"),
     ("chromium", "chromium"),
     ("curl", "curl"),
+    ("debootstrap", "debootstrap"),
+    ("dpkg-shlibdeps", "dpkg-dev"),
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
@@ -72,6 +75,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
+    ("systemd-analyze", "systemd"),
+    ("systemd-nspawn", "systemd-container"),
     ("wget", "wget"),
 ];
 
@@ -115,6 +120,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let sdks = venv::python("sdks", SDKS)?;
     let otlp = venv::python("otlp", OTLP)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
+    let (debian, cargo_deb) = (machine::tree()?, machine::cargo_deb()?);
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
 
@@ -133,6 +139,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
     }
     cargo.env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
+    cargo.env("RETRYSCOPE_TEST_SYSTEMD", debian).env("RETRYSCOPE_TEST_CARGO_DEB", cargo_deb);
     // One failure must not hide the next.
     system::run(cargo.arg("--no-fail-fast").args(&options.filter))
 }

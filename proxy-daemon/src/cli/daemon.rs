@@ -163,6 +163,13 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         tracing::warn!("less is confined than could be: {what}");
     }
     let authority = Authority::remote(&certificate, Box::new(signer))?;
+    if authority.is_unlimited()
+        && let Some(limits) = limits(&config.intercept)
+    {
+        tracing::warn!(
+            "the authority can vouch for any name, and only some are looked into; make one that is limited: retryscope ca init {limits}"
+        );
+    }
     let key = Authority::key_path(&file.resolve(&config.ca_dir));
     let access = Access { readers: prepared.groups.readers, admins: prepared.groups.admins };
     let earlier = state.as_ref().and_then(state::Kept::read);
@@ -235,6 +242,18 @@ fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
 fn events(path: &Path) -> Result<fs::File, Failure> {
     fs::File::create(path)
         .map_err(|error| Failure::new(73, format!("cannot write every attempt to {} ({error})", path.display())))
+}
+
+/// The options that limit an authority to the hosts that are looked into, if
+/// that can be said: by what follows the last star of each pattern.
+fn limits(intercept: &[String]) -> Option<String> {
+    let domain = |pattern: &String| {
+        let end = pattern.rsplit('*').next()?.trim_start_matches('.');
+        (end.contains('.') && end.parse::<std::net::IpAddr>().is_err()).then(|| format!("--domain {end}"))
+    };
+    let domains: Option<std::collections::BTreeSet<String>> = intercept.iter().map(domain).collect();
+    let domains: Vec<String> = domains?.into_iter().collect();
+    (!domains.is_empty()).then(|| domains.join(" "))
 }
 
 /// What libraries load or look up when it is first needed.
@@ -373,4 +392,29 @@ fn farewell(finished: &Finished) {
         stalled_s = totals.backoff.total.as_secs_f64(),
         "ended"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_what_patterns_have_in_common() {
+        let limits = |patterns: &[&str]| limits(&patterns.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(
+            limits(&["*.amazonaws.com", "s3.*.amazonaws.com", "api.example.com"]).as_deref(),
+            Some("--domain amazonaws.com --domain api.example.com")
+        );
+        for none in [&[][..], &["*"], &["a.example.com", "127.0.0.1"], &["api.*"], &["*.com"]] {
+            assert_eq!(limits(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_a_folders() {
+        assert!(name("main").is_ok() && name("web@1.service").is_ok() && name("a\\x2db").is_ok());
+        for wrong in ["", "..", ".a", "a/b", "a b"] {
+            assert!(name(wrong).is_err(), "{wrong}");
+        }
+    }
 }

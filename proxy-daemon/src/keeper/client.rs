@@ -193,14 +193,14 @@ fn follow(
             let serving = descriptors.split_off(diverting);
             redirect.add(number, Attachment::from_parts(descriptors, serving));
             if !name.is_empty() {
-                tracing::info!(cgroup = name, "watching a cgroup");
+                tracing::info!(cgroup = name, "watching the cgroup {name}");
                 targets.push((number, name));
             }
         }
         Said::Detached { number, gone } => {
             if let Some(at) = targets.iter().position(|(known, _)| *known == number) {
                 let (_, name) = targets.swap_remove(at);
-                tracing::info!(cgroup = name, "no longer watching a cgroup");
+                tracing::info!(cgroup = name, "no longer watching the cgroup {name}");
             }
             if gone {
                 redirect.remove(number);
@@ -208,7 +208,7 @@ fn follow(
                 redirect.retire_for(number, LINGER);
             }
         }
-        Said::Refused { name, why } => tracing::warn!(cgroup = name, why, "a cgroup cannot be watched"),
+        Said::Refused { name, why } => tracing::warn!(cgroup = name, why, "the cgroup {name} cannot be watched: {why}"),
         _ => tracing::warn!("the keeper said something that is out of place"),
     }
 }

@@ -180,6 +180,11 @@ impl Authority {
             })
     }
 
+    /// Whether it may vouch for any name at all.
+    pub fn is_unlimited(&self) -> bool {
+        self.permitted.is_empty()
+    }
+
     /// Whether a leaf of this authority may carry an address.
     pub fn permits_addresses(&self) -> bool {
         self.permitted.is_empty()
