@@ -11,13 +11,17 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
-    io::AsyncWriteExt,
-    net::TcpListener,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::MissedTickBehavior,
@@ -27,7 +31,7 @@ use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Routes},
+    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Listeners, RedirectError, Redirected, Redirection},
     report::{
         Timeline,
@@ -35,7 +39,7 @@ use crate::{
         otlp::{self, Otlp},
         statsd, timeline,
     },
-    retry::{Ledger, Limits, Snapshot},
+    retry::{Folded, Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
 };
@@ -79,6 +83,21 @@ pub struct Settings {
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
+    /// What a daemon adds to the local API.
+    pub host: Option<Arc<dyn control::Host>>,
+    /// The control socket and who may use it; where there is none, one for
+    /// root in the folder.
+    pub control: Option<(std::os::unix::net::UnixListener, control::Access)>,
+    /// What earlier instances came to.
+    pub earlier: Option<Earlier>,
+}
+
+/// What outlives an instance, for the next.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Earlier {
+    pub ledger: Folded,
+    /// Clients that will not trust the authority.
+    pub refusals: Vec<Refusal>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +160,8 @@ pub struct Finished {
     pub timeline: Option<Timeline>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
+    /// Clients that will not trust the authority, for the next instance.
+    pub refusals: Vec<Refusal>,
 }
 
 #[derive(Debug)]
@@ -149,6 +170,10 @@ pub struct Instance {
     redirect: Arc<Redirection>,
     listeners: Option<(TcpListener, Option<TcpListener>)>,
     ports: Vec<u16>,
+    /// Where the listener for IPv4 is.
+    own: SocketAddr,
+    /// Connections of our own that showed that the data path lives.
+    heartbeats: AtomicU64,
     /// What was counted before traffic began: the self-test.
     before: redirect::Counters,
     serving: Option<JoinHandle<()>>,
@@ -169,16 +194,17 @@ pub struct Instance {
 impl Instance {
     /// Takes over a redirect in force. Nothing is answered before
     /// [`Instance::serve`]; connections wait until then.
-    pub fn start(settings: Settings, redirected: (Redirection, Listeners)) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, redirected: (impl Into<Redirection>, Listeners)) -> Result<Self, StartError> {
         let clock = Clock::start();
         let leaves = Leaves::new(settings.authority)?;
         let servers = Servers::new()?;
         let ports = settings.ports;
         let (redirect, listeners) = redirected;
-        let redirect = Arc::new(redirect);
+        let redirect: Arc<Redirection> = Arc::new(redirect.into());
         if let Some(cgroup) = &settings.closed {
             redirect.guard(&listeners, &ports, &settings.target, cgroup).map_err(StartError::Warden)?;
         }
+        let own = listeners.v4.local_addr().map_err(StartError::Listen)?;
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
         let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
 
@@ -186,7 +212,11 @@ impl Instance {
         let mut rule_settings = settings.rule_settings;
         rule_settings.until = settings.rules_for.map(|time| Moment(now.0.saturating_add(nanos(time))));
         let rules = Rules::new(settings.rules, rule_settings, now);
-        let ledger = Ledger::new(Limits::default(), clock.now());
+        let mut ledger = Ledger::new(Limits::default(), clock.now());
+        let earlier = settings.earlier.unwrap_or_default();
+        ledger.continues(earlier.ledger);
+        let learned = Learned::new(settings.strict);
+        learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
         let proxy = Arc::new(Proxy {
             account: Arc::new(Account::new(clock, rules, ledger)),
@@ -196,7 +226,7 @@ impl Instance {
             servers,
             upstream: settings.upstream,
             routes: settings.routes,
-            learned: Learned::new(settings.strict),
+            learned,
             findings: crate::proxy::Findings::default(),
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
@@ -219,11 +249,17 @@ impl Instance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 target: settings.target,
                 command: settings.command,
+                targets: Vec::new(),
             },
             ports: ports.clone(),
+            host: settings.host,
         });
-        let control = match control::bind(&settings.folder) {
-            Ok(listener) => Some(control::Server::start(listener, Arc::clone(&controlled))),
+        let bound = match settings.control {
+            Some((listener, access)) => UnixListener::from_std(listener).map(|listener| (listener, access)),
+            None => control::bind(&settings.folder).map(|listener| (listener, control::Access::default())),
+        };
+        let control = match bound {
+            Ok((listener, access)) => Some(control::Server::start(listener, Arc::clone(&controlled), access)),
             Err(error) => {
                 tracing::warn!(%error, "there is no control socket: rules cannot be changed while this runs");
                 None
@@ -239,6 +275,8 @@ impl Instance {
             redirect,
             listeners: Some((v4, v6)),
             ports,
+            own,
+            heartbeats: AtomicU64::new(0),
             before: redirect::Counters::default(),
             serving: None,
             pulse: None,
@@ -296,8 +334,41 @@ impl Instance {
 
     /// Reads the rule files again; the rules in force stay where they are
     /// broken.
-    pub fn reload(&self) -> Result<usize, control::ReloadError> {
+    pub fn reload(&self) -> Result<control::Reloaded, control::ReloadError> {
         self.controlled.reload()
+    }
+
+    pub fn account(&self) -> &Arc<Account> {
+        &self.proxy.account
+    }
+
+    /// What the next instance is to know, should this one end now.
+    pub fn earlier(&self) -> Earlier {
+        let account = &self.proxy.account;
+        let now = account.clock.now();
+        let ledger = account.ledger().snapshot(now).fold();
+        Earlier { ledger, refusals: self.proxy.learned.refusals(now) }
+    }
+
+    pub fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    /// Whether the data path does its work: it closes a connection that no
+    /// redirect explains, and the ledger can be had.
+    pub async fn is_alive(&self, patience: Duration) -> bool {
+        let account = Arc::clone(&self.proxy.account);
+        let ledger = tokio::task::spawn_blocking(move || drop(account.ledger()));
+        let closed = async {
+            self.heartbeats.fetch_add(1, Ordering::Relaxed);
+            // A reset, since nothing was ever said; it may come at once.
+            match TcpStream::connect(self.own).await {
+                Ok(mut stream) => matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)),
+                Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            }
+        };
+        let both = async { ledger.await.is_ok() && closed.await };
+        tokio::time::timeout(patience, both).await.unwrap_or(false)
     }
 
     /// Begins to answer.
@@ -347,18 +418,20 @@ impl Instance {
         }
         let now = account.clock.now();
         let snapshot = account.ledger().snapshot(now);
+        let heartbeats = self.heartbeats.load(Ordering::Relaxed);
         Finished {
             snapshot,
             started: account.clock.wall(Moment::default()),
             ended: account.clock.wall(now),
             rules: account.rules.list().into_iter().chain(account.rules.retired()).collect(),
             guard: account.rules.state(),
-            redirect: self.redirect.counters().since(&self.before),
+            redirect: without(self.redirect.counters().since(&self.before), heartbeats),
             way: self.redirect.way().clone(),
-            proxy: self.proxy.counters.read(),
+            proxy: self.proxy.counters.read().without(heartbeats),
             events,
             timeline,
             hurried,
+            refusals: self.proxy.learned.refusals(now),
         }
     }
 }
@@ -403,6 +476,12 @@ fn pulse(
 async fn joined<T: Send + 'static>(thread: Option<std::thread::JoinHandle<T>>) -> Option<T> {
     let thread = thread?;
     tokio::task::spawn_blocking(|| thread.join().ok()).await.ok().flatten()
+}
+
+/// Our own connections to the listener are no strays.
+fn without(mut counters: redirect::Counters, heartbeats: u64) -> redirect::Counters {
+    counters.unmatched = counters.unmatched.saturating_sub(heartbeats);
+    counters
 }
 
 fn nanos(time: Duration) -> u64 {

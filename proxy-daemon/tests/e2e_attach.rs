@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use common::{NAME, Report, Running, SOON, TestCa, TestCgroup, Upstream, clients, run::retryscope, until};
+use common::{Loop, NAME, Report, Running, SOON, TestCa, TestCgroup, Upstream, clients, run::retryscope, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -16,39 +16,6 @@ fn authority() -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("retryscope-test-").tempdir().expect("a folder");
     retryscope(words!["ca", "init", "--ca-dir", dir.path().join("ca")]).finish(SOON).ok();
     dir
-}
-
-/// A process that connects when told to.
-struct Loop {
-    running: Running,
-    at: usize,
-}
-
-impl Loop {
-    fn in_cgroup(group: &TestCgroup, upstream: &Upstream) -> Self {
-        let mut command = group.command(&clients::python());
-        command.arg(clients::script("loop.py")).arg(upstream.address.ip().to_string());
-        let running = clients::bare(&mut command);
-        running.line("ready");
-        Self { running, at: 0 }
-    }
-
-    /// Makes one connection ("go", or "fork" for one by a child); tells
-    /// whether it was intercepted.
-    fn connects(&mut self, how: &str) -> bool {
-        self.running.write(format!("{how}\n").as_bytes());
-        let (line, end) = self.running.line_after(self.at, "issuer");
-        self.at = end;
-        let row: Value = serde_json::from_str(&line).expect("JSON from the loop");
-        let issuer = row["issuer"].as_str().unwrap_or_default();
-        assert_ne!(issuer, "none", "the connection failed: {row}");
-        !issuer.contains("retryscope test authority")
-    }
-
-    fn end(mut self) {
-        self.running.close_stdin();
-        self.running.finish(SOON).ok();
-    }
 }
 
 /// Starts `attach` and waits until it is in force, as `probe` tells.

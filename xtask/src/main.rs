@@ -7,6 +7,7 @@ mod aws_models;
 mod bench;
 mod demo;
 mod ebpf;
+mod machine;
 mod system;
 mod test;
 mod testbed;

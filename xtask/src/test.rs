@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::{
+    machine,
     system::{self, find, install, is_root, steers, step},
     testbed::{self, Profile},
     venv,
@@ -109,6 +110,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("certutil", "libnss3-tools"),
     ("chromium", "chromium"),
     ("curl", "curl"),
+    ("debootstrap", "debootstrap"),
+    ("dpkg-shlibdeps", "dpkg-dev"),
     ("git", "git"),
     ("go", "golang-go"),
     ("ip", "iproute2"),
@@ -126,6 +129,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("sudo", "sudo"),
     ("sysctl", "procps"),
+    ("systemd-analyze", "systemd"),
+    ("systemd-nspawn", "systemd-container"),
     ("wget", "wget"),
 ];
 
@@ -176,6 +181,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let suites = venv::python("suites", SUITES)?;
     sources(&suites)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
+    let (debian, cargo_deb) = (machine::tree()?, machine::cargo_deb()?);
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
     let rust_clients = rust_clients()?;
@@ -198,6 +204,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     cargo.env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
     cargo.env("RETRYSCOPE_TEST_RUST_CLIENTS", rust_clients);
+    cargo.env("RETRYSCOPE_TEST_SYSTEMD", debian).env("RETRYSCOPE_TEST_CARGO_DEB", cargo_deb);
     // One failure must not hide the next.
     system::run(cargo.arg("--no-fail-fast").args(&options.filter))
 }

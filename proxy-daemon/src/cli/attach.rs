@@ -145,6 +145,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         statsd: checked.statsd,
         otlp: checked.otlp,
         authority: Arc::new(authority),
+        host: None,
+        control: None,
+        earlier: None,
     };
     let mut finished = runtime.block_on(async {
         let redirect = Redirection::start(&wanted, scene.daemon())?;
@@ -161,7 +164,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             ports_in_words(&wanted.ports)
         ));
         wait(args.duration, &signals, || match instance.reload() {
-            Ok(rules) => say(&format!("the rule files were read again; rules in force: {rules}")),
+            Ok(reloaded) => say(&format!("the rule files were read again; rules in force: {}", reloaded.rules)),
             Err(error) => say(&error.to_string()),
         })
         .await;

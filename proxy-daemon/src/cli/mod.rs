@@ -7,10 +7,15 @@
 //! permission; `run` passes on its command's.
 mod attach;
 mod ca;
+mod config;
+mod daemon;
 mod doctor;
+mod log;
 mod options;
 mod otlp;
 mod output;
+mod place;
+mod reload;
 mod report;
 mod rules;
 mod run;
@@ -28,6 +33,7 @@ use std::{
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use crate::{
+    keeper,
     process::{janitor, launch, warden},
     redirect,
 };
@@ -56,6 +62,14 @@ enum Command {
     /// Only connections made from now on are seen. The target has to trust the
     /// authority of `retryscope ca init`.
     Attach(attach::Args),
+    /// Do the same for months, from a configuration file
+    ///
+    /// What serves connections gives up every privilege once it has started.
+    Daemon(daemon::Args),
+    /// Have a daemon read its configuration again, without dropping a connection
+    Reload(reload::Args),
+    /// Print the daemon's default configuration, or check one
+    Config(config::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
     /// Show the report of a running instance, or of a file; compare two
@@ -124,6 +138,7 @@ pub fn main() -> ExitCode {
         [hidden] if hidden == warden::WARDEN => {
             return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
         }
+        [hidden] if hidden == keeper::KEEPER => return keeper::main(),
         _ => {}
     }
     let cli = match Cli::try_parse() {
@@ -141,6 +156,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Attach(args) => attach::run(&args),
+        Command::Daemon(args) => daemon::run(args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Rules(args) => rules::run(args),

@@ -1,6 +1,6 @@
 //! The options that `run` and `attach` share, and what they come to.
 use std::{
-    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
 };
 
@@ -9,7 +9,6 @@ use clap::Args;
 use super::Failure;
 use crate::{
     control,
-    flow::filter::Filter,
     proxy::{Mapping, Routes},
     redirect::{self, Choice, Reach, Wanted, Way},
     report::{self, Report, Timeline, assert::Assertion},
@@ -244,6 +243,8 @@ impl Options {
         let rule_files: Vec<PathBuf> = rule_files.collect();
         let files = super::rules::read(&self.rule_files)?;
         let rules = RuleSet::parse(&self.rules, &files)?;
+        let stop_when =
+            |text: &str| StopWhen::parse(text).map_err(|error| Failure::usage(error.render(text).trim_end()));
         let stop_when = self.stop_when.as_deref().map(stop_when).transpose()?;
         let rule_header = self.no_rule_header.then_some(false);
         let guard = Guard { seed: self.seed, max_injections: self.max_injections, stop_when, rule_header };
@@ -268,7 +269,7 @@ impl Options {
             })
         };
         let metrics = self.metrics.map(listen).transpose()?;
-        let statsd = self.statsd.as_deref().map(resolve).transpose()?;
+        let statsd = self.statsd.as_deref().map(report::statsd::resolve).transpose().map_err(Failure::usage)?;
         let otlp = self.otlp.check(&upstream)?;
         Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd, otlp })
     }
@@ -294,29 +295,4 @@ impl Options {
 pub(super) fn told(way: &Way) -> Option<String> {
     let why = way.why.as_ref()?;
     Some(format!("Connections are redirected by {}: {why}.", if way.name == "tproxy" { "TPROXY" } else { "eBPF" }))
-}
-
-/// A server's address, by name or number.
-fn resolve(text: &str) -> Result<SocketAddr, Failure> {
-    let wrong = |why: &str| {
-        Failure::usage(format!(
-            "cannot send to the statsd server `{text}` ({why}); write HOST:PORT, as in 127.0.0.1:8125"
-        ))
-    };
-    let mut found = text.to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
-    found.next().ok_or_else(|| wrong("the name has no address"))
-}
-
-/// `FILTER > N/TIME`.
-fn stop_when(text: &str) -> Result<StopWhen, Failure> {
-    const FORM: &str = "--stop-when takes a filter and a rate, as in '~genuine & ~c 500..599 > 10/1m'";
-    let wrong = || Failure::usage(format!("`{text}` has no rate at its end; {FORM}"));
-    let (filter, rate) = text.rsplit_once('>').ok_or_else(wrong)?;
-    let (count, per) = rate.trim().split_once('/').ok_or_else(wrong)?;
-    let count = count.trim().parse::<u32>().ok().filter(|count| *count > 0).ok_or_else(wrong)?;
-    let per = per.trim();
-    let per = if per.starts_with(|char: char| char.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
-    let per = humantime::parse_duration(&per).ok().filter(|per| !per.is_zero()).ok_or_else(wrong)?;
-    let filter = Filter::parse(filter).map_err(|error| Failure::usage(error.render(filter).trim_end()))?;
-    Ok(StopWhen { filter, count, per })
 }

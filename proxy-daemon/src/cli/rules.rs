@@ -128,7 +128,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         Action::Off { instance, name } => switch(&instance, name.as_deref(), false)?,
         Action::On { instance, name } => switch(&instance, name.as_deref(), true)?,
         Action::Reload { instance } => {
-            let rules = with(&instance, async |client| client.reload().await)?;
+            let rules = with(&instance, async |client| client.reload().await)?.rules;
             format!("{} in force from the next attempt on\n", count(rules))
         }
     };

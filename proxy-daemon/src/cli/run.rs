@@ -185,7 +185,7 @@ impl Job {
         let (redirect, prepared) = std::thread::scope(|scope| {
             let preparing = scope.spawn(|| {
                 let authority = joined(authority.join())??;
-                let mappings = checked.routes.mappings();
+                let mappings = &checked.routes.mappings();
                 let mut trust =
                     prepare_trust(&scene, &authority, &command, environment, &cwd, !no_mount, &mut trust_notes)?;
                 trust.1.extend(prepare_names(&scene, mappings, !no_mount, &mut notes));
@@ -221,6 +221,9 @@ impl Job {
                 statsd: checked.statsd,
                 otlp: checked.otlp,
                 authority: Arc::new(authority),
+                host: None,
+                control: None,
+                earlier: None,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))

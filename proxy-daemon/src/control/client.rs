@@ -14,10 +14,14 @@ use tokio::net::UnixStream;
 
 use crate::report::Report;
 
-use super::{About, Added, Changed, FOLDER, NewRule, Refused, RulesView, SOCKET, Switch};
+use super::{
+    About, Added, Changed, DAEMONS, FOLDER, NewRule, PID, Privileges, Refused, Reloaded, RulesView, SOCKET, Switch,
+};
 
 /// An instance that answers does so at once.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A daemon reads its configuration and attaches what it names.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(40);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -34,14 +38,19 @@ pub enum ClientError {
     /// In the instance's own words.
     #[error("{0}")]
     Refused(String),
+    /// The same, of who may not ask.
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("there is no daemon named `{0}` here; `systemctl status retryscope` may tell why")]
+    NoDaemon(String),
 }
 
 impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             ClientError::Refused(_) | ClientError::SeveralInstances(_) | ClientError::NoSuchInstance(..) => 64,
-            ClientError::Permission => 77,
-            ClientError::NoInstance | ClientError::Broken(_) => 69,
+            ClientError::Permission | ClientError::Forbidden(_) => 77,
+            ClientError::NoInstance | ClientError::NoDaemon(_) | ClientError::Broken(_) => 69,
         }
     }
 }
@@ -49,6 +58,7 @@ impl ClientError {
 /// The sockets of running instances, by pid.
 fn instances(roots: &[PathBuf]) -> Result<Vec<(u32, PathBuf)>, ClientError> {
     let mut found = Vec::new();
+    let mut hidden = false;
     for entry in roots.iter().flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten()) {
         let name = entry.file_name();
         let Some(pid) =
@@ -59,12 +69,38 @@ fn instances(roots: &[PathBuf]) -> Result<Vec<(u32, PathBuf)>, ClientError> {
         let socket = entry.path().join(FOLDER).join(SOCKET);
         match fs::symlink_metadata(&socket) {
             Ok(_) if Path::new("/proc").join(u32::to_string(&pid)).exists() => found.push((pid, socket)),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(ClientError::Permission),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => hidden = true,
             Ok(_) | Err(_) => {}
         }
     }
+    for entry in fs::read_dir(DAEMONS).into_iter().flatten().flatten() {
+        let pid = fs::read_to_string(entry.path().join(PID)).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        let socket = entry.path().join(SOCKET);
+        if let Some(pid) = pid
+            && socket.exists()
+            && Path::new("/proc").join(pid.to_string()).exists()
+        {
+            found.push((pid, socket));
+        }
+    }
+    // Another's may be hidden beside one that is not.
+    if hidden && found.is_empty() {
+        return Err(ClientError::Permission);
+    }
     found.sort();
     Ok(found)
+}
+
+/// Every running instance.
+pub fn all() -> Result<Vec<Client>, ClientError> {
+    let found = instances(&[PathBuf::from("/run"), std::env::temp_dir()])?;
+    Ok(found.into_iter().map(|(_, socket)| Client(socket)).collect())
+}
+
+/// The daemon of this name.
+pub fn named(name: &str) -> Result<Client, ClientError> {
+    let socket = Path::new(DAEMONS).join(name).join(SOCKET);
+    if socket.exists() { Ok(Client(socket)) } else { Err(ClientError::NoDaemon(name.to_owned())) }
 }
 
 /// The socket of the instance that is meant: the only one, or the named one.
@@ -119,8 +155,12 @@ impl Client {
         self.change(Method::PUT, "/v1/enabled", Some(&Switch { enabled })).await
     }
 
-    pub async fn reload(&self) -> Result<usize, ClientError> {
-        self.change(Method::POST, "/v1/reload", None::<&()>).await
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.call_for(RELOAD_PATIENCE, Method::POST, "/v1/reload", None::<&()>).await
+    }
+
+    pub async fn privileges(&self) -> Result<Privileges, ClientError> {
+        self.call(Method::GET, "/v1/privileges", None::<&()>).await
     }
 
     async fn change(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<usize, ClientError> {
@@ -134,9 +174,19 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
+        self.call_for(PATIENCE, method, path, body).await
+    }
+
+    async fn call_for<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        match tokio::time::timeout(patience, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Broken(format!("no answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(ClientError::Broken(format!("no answer within {} s", patience.as_secs()))),
         }
     }
 
@@ -183,10 +233,10 @@ impl Client {
         }
         let error = serde_json::from_slice::<Refused>(&bytes)
             .map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |refused| refused.error);
-        Err(if status == StatusCode::INTERNAL_SERVER_ERROR {
-            ClientError::Broken(error)
-        } else {
-            ClientError::Refused(error)
+        Err(match status {
+            StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
+            StatusCode::FORBIDDEN => ClientError::Forbidden(error),
+            _ => ClientError::Refused(error),
         })
     }
 }

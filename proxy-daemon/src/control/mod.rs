@@ -1,7 +1,7 @@
 //! The local API of a running instance: HTTP and JSON over a Unix socket.
 //!
-//! In: requests of whoever may open the socket, which lies in a folder of
-//! root's alone. Out: the rules in force, changed for the next attempt. A
+//! In: requests of whoever may use the socket: root, and where a daemon is
+//! told so, the members of a group ([`Access`]). Out: the rules in force, changed for the next attempt. A
 //! change that is refused changes nothing, and says why in `error`.
 //!
 //! | request | does |
@@ -13,21 +13,29 @@
 //! | `DELETE /v1/rules/NAME` | removes one |
 //! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
 //! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
-//! | `POST /v1/reload` | reads the rule files again |
+//! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
+//! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
+mod access;
 mod client;
 mod scraped;
 mod server;
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{Client, ClientError, find};
+pub use access::Access;
+pub use client::{Client, ClientError, all, find, named};
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind};
+pub use server::{Server, bind, bind_at};
 
 use crate::{
     flow::Moment,
+    process::confine,
     proxy::{Account, Gate},
     report::{self, Meta, Report, differences},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
@@ -35,7 +43,11 @@ use crate::{
 
 /// The socket below an instance's folder; the folder in between is root's.
 const FOLDER: &str = "control";
-const SOCKET: &str = "api.sock";
+pub const SOCKET: &str = "api.sock";
+/// Below it, a folder for each daemon, by name.
+pub const DAEMONS: &str = "/run/retryscope";
+/// In that folder: the daemon's pid.
+pub const PID: &str = "pid";
 
 /// Which instance this is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +59,54 @@ pub struct About {
     /// The command that it runs; absent where it watches what ran already.
     #[serde(default)]
     pub command: Option<String>,
+    /// What a daemon watches at the moment.
+    #[serde(default)]
+    pub targets: Vec<String>,
+}
+
+/// What a daemon adds.
+pub trait Host: fmt::Debug + Send + Sync {
+    /// Reads the configuration again and puts it in force. May take a moment.
+    fn reload(&self, account: &Account) -> Result<Reloaded, String>;
+    /// What is watched now.
+    fn targets(&self) -> Vec<String>;
+    /// The process that stays privileged.
+    fn keeper(&self) -> u32;
+    /// The authority's key.
+    fn key(&self) -> &Path;
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// How many rules are in force now.
+    pub rules: usize,
+    /// What is to be known besides, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// What an instance may do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Privileges {
+    pub processes: Vec<Part>,
+    /// What the process that serves connections tried just now.
+    pub attempts: Vec<Attempted>,
+}
+
+/// A process of an instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Part {
+    /// `server` or `keeper`.
+    pub role: String,
+    pub pid: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attempted {
+    pub what: String,
+    /// How the kernel refused it; absent where it could be done.
+    pub refused: Option<String>,
 }
 
 /// The rules in force.
@@ -124,6 +184,7 @@ pub struct Controlled {
     pub files: Vec<PathBuf>,
     pub about: About,
     pub ports: Vec<u16>,
+    pub host: Option<Arc<dyn Host>>,
 }
 
 /// Why a reload changed nothing.
@@ -135,6 +196,9 @@ pub enum ReloadError {
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{0}\nthe rules in force stay")]
     Broken(RuleErrors),
+    /// A daemon's, in its own words.
+    #[error("{0}\nwhat was in force stays")]
+    Refused(String),
 }
 
 impl Controlled {
@@ -143,7 +207,10 @@ impl Controlled {
     ///
     /// # Errors
     /// The rules in force stay as they were.
-    pub fn reload(&self) -> Result<usize, ReloadError> {
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        if let Some(host) = &self.host {
+            return host.reload(&self.account).map_err(ReloadError::Refused);
+        }
         if self.files.is_empty() {
             return Err(ReloadError::NoFiles);
         }
@@ -153,13 +220,31 @@ impl Controlled {
                 fs::read_to_string(path).map_err(|error| ReloadError::Unreadable { path: path.clone(), error })?;
             texts.push((path.clone(), text));
         }
-        self.edit(|set| set.with_files(&texts)).map_err(ReloadError::Broken)
+        let rules = self.edit(|set| set.with_files(&texts)).map_err(ReloadError::Broken)?;
+        Ok(Reloaded { rules, notes: Vec::new() })
     }
 
     fn edit<E>(&self, change: impl FnOnce(&RuleSet) -> Result<RuleSet, E>) -> Result<usize, E> {
         let now = self.account.clock.now();
         self.account.rules.edit(change, now)?;
         Ok(self.account.rules.list().len())
+    }
+
+    fn about(&self) -> About {
+        let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
+        About { targets, ..self.about.clone() }
+    }
+
+    /// Tries what the process that serves connections must not be able to do.
+    fn privileges(&self) -> Privileges {
+        let part = |role: &str, pid| Part { role: role.to_owned(), pid };
+        let mut processes = vec![part("server", self.about.pid)];
+        let Some(host) = &self.host else { return Privileges { processes, attempts: Vec::new() } };
+        processes.push(part("keeper", host.keeper()));
+        let attempts = confine::attempts(host.key())
+            .into_iter()
+            .map(|(what, error)| Attempted { what, refused: error.map(|error| error.to_string()) });
+        Privileges { processes, attempts: attempts.collect() }
     }
 
     /// The report of the instance as it stands.

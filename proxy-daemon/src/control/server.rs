@@ -1,16 +1,25 @@
 //! The API's server.
-use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path as Part, State},
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
 
-use super::{Added, Changed, Controlled, FOLDER, NewRule, Refused, SOCKET, Switch};
+use super::{
+    Access, Added, Changed, Controlled, FOLDER, NewRule, Refused, SOCKET, Switch,
+    access::{Peer, authorise},
+};
 
 /// The longest request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -22,12 +31,24 @@ pub fn bind(folder: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(folder.join(SOCKET))
 }
 
+/// Opens a daemon's socket: whoever may connect is told apart there.
+pub fn bind_at(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// The API being served; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Server(JoinHandle<()>);
 
 impl Server {
-    pub fn start(listener: UnixListener, controlled: Arc<Controlled>) -> Self {
+    pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
         let router = Router::new()
             .route("/v1/instance", get(instance))
             .route("/v1/report", get(report))
@@ -36,10 +57,13 @@ impl Server {
             .route("/v1/rules/{name}/enabled", put(switch))
             .route("/v1/enabled", put(switch_all))
             .route("/v1/reload", post(reload))
+            .route("/v1/privileges", get(privileges))
+            .layer(middleware::from_fn_with_state(access, authorise))
             .layer(DefaultBodyLimit::max(MAX_REQUEST))
             .with_state(controlled);
         Self(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
+            let service = router.into_make_service_with_connect_info::<Peer>();
+            if let Err(error) = axum::serve(listener, service).await {
                 tracing::warn!(%error, "the control socket is no longer served");
             }
         }))
@@ -54,7 +78,7 @@ impl Drop for Server {
 
 type Shared = State<Arc<Controlled>>;
 
-fn refused(status: StatusCode, error: &impl ToString) -> Response {
+pub(super) fn refused(status: StatusCode, error: &impl ToString) -> Response {
     (status, Json(Refused { error: error.to_string() })).into_response()
 }
 
@@ -69,7 +93,7 @@ fn changed(rules: Option<usize>, name: &str) -> Response {
 }
 
 async fn instance(State(it): Shared) -> Response {
-    Json(&it.about).into_response()
+    Json(it.about()).into_response()
 }
 
 async fn report(State(it): Shared) -> Response {
@@ -114,8 +138,17 @@ async fn switch_all(State(it): Shared, Json(to): Json<Switch>) -> Response {
 }
 
 async fn reload(State(it): Shared) -> Response {
-    match it.reload() {
-        Ok(rules) => Json(Changed { rules }).into_response(),
-        Err(error) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
+    // Reading files, and a daemon's waiting for its keeper, may take a moment.
+    match tokio::task::spawn_blocking(move || it.reload()).await {
+        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
+        Ok(Err(error)) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+async fn privileges(State(it): Shared) -> Response {
+    match tokio::task::spawn_blocking(move || it.privileges()).await {
+        Ok(privileges) => Json(privileges).into_response(),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
     }
 }

@@ -9,10 +9,14 @@
 //! Who connected owns the connection, also when the socket is handed to
 //! another process, by `fork` or over a Unix socket: the kernel tells of the
 //! connect, and of no later change of hands.
+mod calls;
 mod cgroups;
+pub mod channel;
+pub mod confine;
 mod containers;
 pub mod janitor;
 pub mod launch;
+mod peer;
 mod program;
 mod table;
 pub mod warden;
@@ -23,11 +27,13 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub use calls::Role;
 pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
 pub use containers::{Engines, Named};
+pub use peer::peer_groups;
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
 
@@ -70,7 +76,7 @@ pub fn release_memory() {
 /// Where a process cannot be told, a group of them stands for it (a cgroup, a
 /// machine): its pid is 0, which no process has, and `start_ticks` a number
 /// of the group's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessKey {
     /// Thread group id, in the daemon's pid namespace.
     pub pid: u32,

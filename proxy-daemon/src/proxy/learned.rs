@@ -19,6 +19,7 @@ use std::{
 };
 
 use lru::LruCache;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     flow::Moment,
@@ -64,6 +65,15 @@ enum Client {
     Program(String),
 }
 
+/// A refusal, written down for the next instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// One of the two.
+    process: Option<ProcessKey>,
+    program: Option<String>,
+    name: String,
+}
+
 #[derive(Debug)]
 pub struct Learned {
     seen: Mutex<LruCache<(Client, Arc<str>), Seen>>,
@@ -75,6 +85,34 @@ pub struct Learned {
 impl Learned {
     pub fn new(strict: bool) -> Self {
         Self { seen: Mutex::new(LruCache::new(MAX_REMEMBERED)), strict, forgotten: AtomicU64::new(0) }
+    }
+
+    /// What is to be remembered beyond this instance.
+    pub fn refusals(&self, now: Moment) -> Vec<Refusal> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = |((client, name), seen): (&(Client, Arc<str>), &Seen)| {
+            let Seen::Refused(at) = seen else { return None };
+            let (process, program) = match client {
+                Client::Process(key) => (Some(*key), None),
+                Client::Program(program) => (None, Some(program.clone()).filter(|_| now.since(*at) < MEMORY)),
+            };
+            (process.is_some() || program.is_some()).then(|| Refusal { process, program, name: name.to_string() })
+        };
+        // The one that is remembered last is the one seen last.
+        seen.iter().rev().filter_map(refusal).collect()
+    }
+
+    /// Takes over what an earlier instance has learned.
+    pub fn remember(&self, refusals: Vec<Refusal>, now: Moment) {
+        if self.strict {
+            return;
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for Refusal { process, program, name } in refusals {
+            if let Some(client) = process.map(Client::Process).or(program.map(Client::Program)) {
+                self.put(&mut seen, (client, name.into()), Seen::Refused(now));
+            }
+        }
     }
 
     /// Whether this client's connection to `name` is to be left alone.

@@ -39,7 +39,7 @@ pub use capacity::{BELIEF, Capacity, PULSE};
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
 pub use findings::Findings;
-pub use learned::Learned;
+pub use learned::{Learned, Refusal};
 pub use route::{Mapping, RouteError, Routes};
 pub use socket::{Gate, connect};
 
@@ -81,6 +81,14 @@ pub struct Counted {
     pub strays: u64,
     /// Failed `accept()` calls, as when file descriptors ran out.
     pub accept_failures: u64,
+}
+
+impl Counted {
+    /// Without what the daemon has done itself to see that it lives.
+    pub fn without(mut self, heartbeats: u64) -> Self {
+        self.strays = self.strays.saturating_sub(heartbeats);
+        self
+    }
 }
 
 impl Counters {

@@ -2,6 +2,7 @@
 //! the name asked for and the origin.
 use std::net::{IpAddr, SocketAddr};
 
+use arc_swap::ArcSwap;
 use regex::Regex;
 
 /// `NAME=ADDR[:PORT]`: the name leads to that address.
@@ -50,9 +51,13 @@ impl Mapping {
     }
 }
 
-/// The user's wishes about names.
+/// The user's wishes about names. A change holds for connections made from
+/// then on.
 #[derive(Debug, Default)]
-pub struct Routes {
+pub struct Routes(ArcSwap<Wishes>);
+
+#[derive(Debug, Default)]
+struct Wishes {
     mappings: Vec<Mapping>,
     intercept: Vec<Regex>,
     passthrough: Vec<Regex>,
@@ -61,22 +66,29 @@ pub struct Routes {
 impl Routes {
     pub fn new(mappings: Vec<Mapping>, intercept: &[String], passthrough: &[String]) -> Result<Self, RouteError> {
         let patterns = |texts: &[String]| texts.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>();
-        Ok(Self { mappings, intercept: patterns(intercept)?, passthrough: patterns(passthrough)? })
+        let (intercept, passthrough) = (patterns(intercept)?, patterns(passthrough)?);
+        Ok(Self(ArcSwap::from_pointee(Wishes { mappings, intercept, passthrough })))
     }
 
-    pub fn mappings(&self) -> &[Mapping] {
-        &self.mappings
+    pub fn mappings(&self) -> Vec<Mapping> {
+        self.0.load().mappings.clone()
+    }
+
+    /// Puts other wishes in their place.
+    pub fn replace(&self, other: Self) {
+        self.0.store(other.0.into_inner());
     }
 
     /// The address to connect to for a client that asked for `name` (if it
     /// did) at `origin`.
     pub(super) fn upstream(&self, name: Option<&str>, origin: SocketAddr) -> SocketAddr {
+        let wishes = self.0.load();
         let mapped = match name {
-            Some(name) => self.mappings.iter().find(|mapping| mapping.name.eq_ignore_ascii_case(name)),
+            Some(name) => wishes.mappings.iter().find(|mapping| mapping.name.eq_ignore_ascii_case(name)),
             // Without a name, the address must tell; it can where one mapping
             // alone leads there.
             None => {
-                let mut here = self.mappings.iter().filter(|mapping| mapping.address == origin.ip());
+                let mut here = wishes.mappings.iter().filter(|mapping| mapping.address == origin.ip());
                 here.next().filter(|first| here.all(|other| other.port == first.port))
             }
         };
@@ -86,8 +98,9 @@ impl Routes {
     /// Whether connections to this name (or address, where no name was asked
     /// for) are looked into.
     pub(super) fn intercepts(&self, name: &str) -> bool {
+        let wishes = self.0.load();
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
-        (self.intercept.is_empty() || any(&self.intercept)) && !any(&self.passthrough)
+        (wishes.intercept.is_empty() || any(&wishes.intercept)) && !any(&wishes.passthrough)
     }
 }
 
@@ -148,5 +161,8 @@ mod tests {
         assert!(!routes.intercepts("example.com"));
         assert!(Routes::default().intercepts("anything"));
         assert!(Routes::new(vec![], &["a b".into()], &[]).is_err());
+        let changed = Routes::default();
+        changed.replace(routes);
+        assert!(!changed.intercepts("anything"));
     }
 }

@@ -112,6 +112,20 @@ impl Attacher {
         Ok(Self { loaded, daemon: resolved(daemon) })
     }
 
+    /// Has the kernel check every program now, so that no privilege is needed
+    /// to attach them later.
+    pub fn load_all(&mut self) -> Result<(), RedirectError> {
+        DIVERTING.into_iter().chain(NAMING).chain([HANDOVER]).try_for_each(|name| self.loaded.load(name))
+    }
+
+    /// Whether who calls this may use a map.
+    pub fn try_use(&self) -> bool {
+        self.loaded
+            .map("TALLY")
+            .and_then(super::opened::<aya::maps::PerCpuArray<aya::maps::MapData, u64>>)
+            .is_ok_and(|tally| tally.get(&0, 0).is_ok())
+    }
+
     /// The maps, for whoever serves the connections.
     pub fn maps(&mut self) -> Result<Maps, RedirectError> {
         Ok(Maps {

@@ -18,10 +18,12 @@
 mod attach;
 mod btf;
 mod error;
+mod forest;
 mod gate;
 mod link;
 mod listen;
 mod load;
+mod pattern;
 mod probe;
 mod remembered;
 mod tally;
@@ -39,7 +41,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
@@ -49,10 +51,11 @@ use crate::process::{CommandLine, Memory, Owner, ProcessKey, warden::Warden};
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
+pub use forest::{Forest, Found};
 use gate::Gate;
 pub use gate::{Fail, shut};
-pub use listen::Listeners;
-pub use listen::queue;
+pub use listen::{Listeners, queue};
+pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
 pub use tally::Counters;
 pub use tproxy::sweep;
@@ -110,6 +113,8 @@ pub struct Redirect {
 #[derive(Default)]
 struct Attached {
     places: BTreeMap<u64, Attachment>,
+    /// No longer targets; what was under way keeps what serves it until then.
+    lingering: Vec<(Instant, Attachment)>,
     /// Nothing is to be diverted any more.
     over: bool,
 }
@@ -237,6 +242,23 @@ impl Redirect {
         if let Some(warden) = self.warden().as_mut() {
             warden.let_go(number);
         }
+    }
+
+    /// As [`Redirect::retire`], and lets go of the place once what was under
+    /// way has had this time to end.
+    pub fn retire_for(&self, number: u64, time: Duration) {
+        // Until then under another number: the place may be attached anew.
+        let mut attached = self.attached();
+        self.let_go(number);
+        let Some(mut place) = attached.places.remove(&number) else { return };
+        place.diverting.clear();
+        attached.lingering.retain(|(until, _)| *until > Instant::now());
+        attached.lingering.push((Instant::now() + time, place));
+    }
+
+    /// Whether the maps can be used by who calls this.
+    pub fn is_usable(&self) -> bool {
+        self.tally.get(&0, 0).is_ok()
     }
 
     /// Lets go of a place.

@@ -3,7 +3,7 @@
 //! In: what is wanted ([`Wanted`]). Out: a [`Redirection`] in force, which
 //! looks the same from above whichever way it goes, and says which it is and
 //! why.
-use std::{io, os::fd::AsFd, path::Path, time::Duration};
+use std::{io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
 
 use super::{
     Counters, Fail, Listeners, Options, Redirect, RedirectError, Redirected, Target,
@@ -62,7 +62,7 @@ pub struct Redirection {
 
 #[derive(Debug)]
 enum By {
-    Ebpf(Box<Redirect>),
+    Ebpf(Arc<Redirect>),
     Tproxy(Box<Tproxy>),
 }
 
@@ -102,7 +102,7 @@ impl Redirection {
             target: target.clone(),
         };
         let (redirect, listeners) = Redirect::start(&options, daemon_cgroup)?;
-        Ok((Self { by: By::Ebpf(Box::new(redirect)), way: Way { name: "ebpf", why: None } }, listeners))
+        Ok((Self { by: By::Ebpf(Arc::new(redirect)), way: Way { name: "ebpf", why: None } }, listeners))
     }
 
     fn by_tproxy(wanted: &Wanted, why: Option<String>) -> Result<(Self, Listeners), RedirectError> {
@@ -176,6 +176,13 @@ impl Redirection {
             By::Ebpf(redirect) => redirect.detach(),
             By::Tproxy(tproxy) => tproxy.detach(),
         }
+    }
+}
+
+impl From<Arc<Redirect>> for Redirection {
+    /// What somebody else attaches cgroups to, and detaches them from.
+    fn from(redirect: Arc<Redirect>) -> Self {
+        Self { by: By::Ebpf(redirect), way: Way { name: "ebpf", why: None } }
     }
 }
 

@@ -6,7 +6,7 @@
 //! is not known, and nothing waits for it.
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     thread::JoinHandle,
 };
 
@@ -22,6 +22,17 @@ use crate::{
 pub const ROOM: usize = 8_192;
 /// The longest value of a tag, in bytes.
 const MAX_VALUE: usize = 120;
+
+/// A server's address, by name or number.
+///
+/// # Errors
+/// Why it is none, as a sentence.
+pub fn resolve(text: &str) -> Result<SocketAddr, String> {
+    let wrong =
+        |why: &str| format!("cannot send to the statsd server `{text}` ({why}); write HOST:PORT, as in 127.0.0.1:8125");
+    let mut found = text.to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
+    found.next().ok_or_else(|| wrong("the name has no address"))
+}
 
 /// Sends what comes until the feed is closed.
 ///

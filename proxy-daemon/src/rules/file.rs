@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 use super::{
     Abort, Answer, BodyEdit, Draft, Guard, HeaderEdit, Names, Phase, Rate, Spread, StopWhen, Template, Times,
     text::{self, Clauses},
-    tree::{self, Entry, Node, Value},
+    tree::{self, Entry, Node, Value, unknown},
 };
 use crate::flow::filter::{Filter, FilterError};
 
@@ -539,17 +539,4 @@ fn share(what: &str, node: &Node) -> Read<f64> {
 
 fn wants(what: &str, kind: &str, node: &Node) -> FilterError {
     FilterError::new(node.span.clone(), format!("{what} must be {kind}, not {}", node.kind()))
-}
-
-fn unknown(of: &str, key: &str, span: Range<usize>, known: &[&str]) -> FilterError {
-    let error = FilterError::new(span, format!("{of} has no key `{key}`"));
-    let near = known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(name, &key.to_ascii_lowercase()), name))
-        .filter(|(distance, name)| *distance <= 2 && *distance < name.len())
-        .min_by_key(|(distance, _)| *distance);
-    match near {
-        Some((_, name)) => error.help(format!("did you mean `{name}`?")),
-        None => error.help(format!("it may have: {}", known.join(", "))),
-    }
 }

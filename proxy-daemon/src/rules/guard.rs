@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::StopWhen;
-use crate::flow::{Attempt, Moment};
+use crate::flow::{
+    Attempt, Moment,
+    filter::{Filter, FilterError},
+};
 
 /// The most ends of attempts that are remembered; more are not needed to
 /// stop.
@@ -29,6 +32,21 @@ pub struct GuardState {
     pub seed: u64,
     /// Calls forgotten before their time, whose draws began anew.
     pub forgotten: u64,
+}
+
+impl StopWhen {
+    /// `FILTER > N/TIME`.
+    pub fn parse(text: &str) -> Result<Self, FilterError> {
+        const FORM: &str = "write a filter and a rate, as in '~genuine & ~c 500..599 > 10/1m'";
+        let wrong = || FilterError::new(0..text.len(), "there is no rate at its end").help(FORM);
+        let (filter, rate) = text.rsplit_once('>').ok_or_else(wrong)?;
+        let (count, per) = rate.trim().split_once('/').ok_or_else(wrong)?;
+        let count = count.trim().parse::<u32>().ok().filter(|count| *count > 0).ok_or_else(wrong)?;
+        let per = per.trim();
+        let per = if per.starts_with(|char: char| char.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
+        let per = humantime::parse_duration(&per).ok().filter(|per| !per.is_zero()).ok_or_else(wrong)?;
+        Ok(Self { filter: Filter::parse(filter)?, count, per })
+    }
 }
 
 #[derive(Debug, Default)]

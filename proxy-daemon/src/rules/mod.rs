@@ -19,7 +19,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod text;
-mod tree;
+pub(crate) mod tree;
 
 use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc};
 
@@ -179,6 +179,22 @@ impl RuleSet {
         entries.extend(added.into_iter().cloned());
         Self::bounded(entries.len(), &mut errors);
         if errors.is_empty() { Ok(Self { entries, guard: fresh.guard }) } else { Err(RuleErrors(errors)) }
+    }
+
+    /// Another set in this one's place, with what was added to this one while
+    /// it was in force.
+    pub fn succeeded_by(&self, mut fresh: Self) -> Result<Self, RuleErrors> {
+        let added = self.entries.iter().filter(|entry| entry.rule.source == Source::Added);
+        let mut errors = Vec::new();
+        for entry in added {
+            if fresh.entries.iter().any(|other| other.rule.name == entry.rule.name) {
+                let message = format!("a rule that was added while running has the name `{}`", entry.rule.name);
+                errors.push(RuleError::general(message));
+            }
+            fresh.entries.push(entry.clone());
+        }
+        Self::bounded(fresh.entries.len(), &mut errors);
+        if errors.is_empty() { Ok(fresh) } else { Err(RuleErrors(errors)) }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {

@@ -12,14 +12,14 @@ use crate::flow::filter::FilterError;
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) value: Value,
     /// Byte offsets into the document.
-    pub(super) span: Range<usize>,
+    pub(crate) span: Range<usize>,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// In no particular order.
     Table(Vec<Entry>),
     List(Vec<Node>),
@@ -32,14 +32,14 @@ pub(super) enum Value {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) place: Range<usize>,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) place: Range<usize>,
+    pub(crate) node: Node,
 }
 
 impl Node {
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match &self.value {
             Value::Table(_) => "a table",
             Value::List(_) => "a list",
@@ -52,7 +52,7 @@ impl Node {
     }
 
     /// As JSON, for merge patches.
-    pub(super) fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         match &self.value {
             Value::Table(entries) => entries
                 .iter()
@@ -70,11 +70,12 @@ impl Node {
 }
 
 /// Reads a document; what begins with a brace is JSON.
-pub(super) fn read(text: &str) -> Result<Node, Vec<FilterError>> {
+pub(crate) fn read(text: &str) -> Result<Node, Vec<FilterError>> {
     if text.trim_start().starts_with('{') { json(text) } else { toml(text) }
 }
 
-fn toml(text: &str) -> Result<Node, Vec<FilterError>> {
+/// Reads a TOML document.
+pub(crate) fn toml(text: &str) -> Result<Node, Vec<FilterError>> {
     let (root, broken) = DeTable::parse_recoverable(text);
     if broken.is_empty() {
         return Ok(Node { span: root.span(), value: table(root.get_ref()) });
@@ -161,4 +162,19 @@ fn json_node(value: &ast::Value<'_>) -> Node {
         ast::Value::NullKeyword(_) => Value::Other("null"),
     };
     Node { span: range(value.range()), value: found }
+}
+
+/// A key that a table does not have, and the one that was meant, if any is
+/// near.
+pub(crate) fn unknown(of: &str, key: &str, span: Range<usize>, known: &[&str]) -> FilterError {
+    let error = FilterError::new(span, format!("{of} has no key `{key}`"));
+    let near = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(name, &key.to_ascii_lowercase()), name))
+        .filter(|(distance, name)| *distance <= 2 && *distance < name.len())
+        .min_by_key(|(distance, _)| *distance);
+    match near {
+        Some((_, name)) => error.help(format!("did you mean `{name}`?")),
+        None => error.help(format!("it may have: {}", known.join(", "))),
+    }
 }

@@ -26,7 +26,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use super::{TlsError, files};
+use super::{TlsError, files, signer::Signer};
 
 /// Clocks differ: a certificate made now must hold on a machine that is
 /// behind.
@@ -44,7 +44,7 @@ const KEY_FILE: &str = "retryscope-ca.key";
 
 /// A key and the certificate that says it may sign others.
 pub struct Authority {
-    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, Signer>,
     pub(super) expires: SystemTime,
     der: CertificateDer<'static>,
     pem: String,
@@ -93,15 +93,21 @@ impl Authority {
         if !parsed.validity().is_valid() {
             return Err(unusable("it has expired or is not valid yet"));
         }
+        Self::of(der.into_owned(), Signer::Key(signer)).map_err(bad)
+    }
+
+    /// Whoever signs, under a certificate that is known to be an authority's.
+    pub(super) fn of(der: CertificateDer<'static>, signer: Signer) -> Result<Self, String> {
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
         let expires = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
         let permitted = permitted_domains(&parsed);
-        let issuer = Issuer::from_ca_cert_der(&der, signer).map_err(|error| bad(error.to_string()))?;
+        let issuer = Issuer::from_ca_cert_der(&der, signer).map_err(|error| error.to_string())?;
         Ok(Self {
             issuer,
             expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires),
             pem: super::system::encode(&der),
             permitted,
-            der: der.into_owned(),
+            der,
         })
     }
 
@@ -124,7 +130,7 @@ impl Authority {
         if certificate.symlink_metadata().is_ok() {
             return Err(TlsError::Exists { path: certificate });
         }
-        write_new(&key, 0o600, authority.issuer.key().serialize_pem().as_bytes())?;
+        write_new(&key, 0o600, authority.issuer.key().pem().as_bytes())?;
         if let Err(error) = write_new(&certificate, 0o644, authority.pem.as_bytes()) {
             // A key without its certificate is of no use to anyone.
             fs::remove_file(&key).ok();
@@ -141,6 +147,11 @@ impl Authority {
     /// The certificate's file inside the folder of [`Authority::init`].
     pub fn certificate_path(folder: &Path) -> PathBuf {
         folder.join(CERTIFICATE_FILE)
+    }
+
+    /// The key's.
+    pub fn key_path(folder: &Path) -> PathBuf {
+        folder.join(KEY_FILE)
     }
 
     pub fn certificate_pem(&self) -> &str {
@@ -167,6 +178,11 @@ impl Authority {
                     end.eq_ignore_ascii_case(domain) && (front.is_empty() || front.ends_with(b"."))
                 }
             })
+    }
+
+    /// Whether it may vouch for any name at all.
+    pub fn is_unlimited(&self) -> bool {
+        self.permitted.is_empty()
     }
 
     /// Whether a leaf of this authority may carry an address.
@@ -209,7 +225,7 @@ impl Authority {
         }
         let certificate = params.self_signed(&key).map_err(TlsError::crypto("the authority's certificate"))?;
         Ok(Self {
-            issuer: Issuer::new(params, key),
+            issuer: Issuer::new(params, Signer::Key(key)),
             expires: now + life,
             pem: super::system::encode(certificate.der()),
             der: certificate.into(),

@@ -49,7 +49,7 @@ const MAX_LEAVES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 const MAX_NAMES: usize = 500;
 
 /// From its minting; with the backdating a leaf spans seven days.
-const LIFE: Duration = Duration::from_secs(5 * 24 * 60 * 60);
+pub(super) const LIFE: Duration = Duration::from_secs(5 * 24 * 60 * 60);
 
 /// A cached leaf older than this is minted anew.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);

@@ -15,6 +15,7 @@ mod offer;
 mod remedy;
 pub mod server;
 mod show;
+mod signer;
 mod system;
 pub mod trust;
 pub mod upstream;
@@ -29,6 +30,7 @@ pub use offer::{Offer, PostQuantum};
 pub use remedy::remedy;
 pub use server::{Servers, is_broken_off, refused_by_client, shows_certificate};
 pub use show::show;
+pub use signer::RemoteKey;
 pub use system::bundles;
 pub use trust::{Bind, TrustInput, TrustPlan, prepare};
 pub use upstream::{

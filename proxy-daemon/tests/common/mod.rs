@@ -23,8 +23,11 @@ pub mod by_hand;
 pub mod ca;
 pub mod cgroup;
 pub mod clients;
+pub mod daemon;
 pub mod frames;
 pub mod lingering;
+pub mod looping;
+pub mod machine;
 pub mod peer;
 pub mod process;
 pub mod report;
@@ -40,8 +43,11 @@ use std::{
 
 pub use ca::TestCa;
 pub use cgroup::TestCgroup;
+pub use daemon::{Daemon, Site};
+pub use looping::Loop;
+pub use machine::Machine;
 pub use peer::Peer;
-pub use process::{Finished, Running};
+pub use process::{Finished, Running, alive};
 pub use report::Report;
 pub use run::{Outcome, Run};
 pub use upstream::Upstream;

@@ -262,19 +262,30 @@ where
     }
 }
 
-/// Ends when the instance drains and no answer is outstanding.
+/// Once the instance drains, a client that is about to ask (it has only just
+/// connected, or its request is on its way) is heard for so long.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// Ends when the instance drains, no answer is outstanding, and the client
+/// has had its last one or asks for none.
 async fn drained(mut drain: watch::Receiver<bool>, shared: &Shared) {
     if drain.wait_for(|draining| *draining).await.is_err() {
         // No instance, no drain: tests run without one.
         return std::future::pending().await;
     }
+    let mut answered = false;
     loop {
         let taken = shared.taken.notified();
         let idle = shared.queue().is_idle();
-        if idle {
-            return;
+        if !idle {
+            taken.await;
+            answered = true;
+        } else if answered || tokio::time::timeout(LAST_WORD, taken).await.is_err() {
+            // Looked at once more: what has come in meanwhile tells nobody.
+            if shared.queue().is_idle() {
+                return;
+            }
         }
-        taken.await;
     }
 }
 

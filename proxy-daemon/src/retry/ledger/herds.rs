@@ -6,6 +6,8 @@
 //! in which fewer began: a steady stream of retries, however dense, is none.
 use std::{collections::VecDeque, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::flow::Moment;
 
 /// Retries further apart than this are not together.
@@ -20,7 +22,7 @@ const LEAST: u64 = 10;
 const MAX_GROUPS: usize = 26;
 
 /// What herds there were.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HerdCount {
     pub herds: u64,
     /// The retries in them.

@@ -30,6 +30,7 @@
 //! a row for the others, and [`Bounds`] tells what that cost.
 mod calls;
 mod herds;
+mod names;
 mod quantiles;
 mod series;
 mod shares;
@@ -123,6 +124,11 @@ impl Ledger {
             folded: Folded::default(),
             bounds: Bounds::default(),
         }
+    }
+
+    /// What earlier ledgers came to goes on in the row for the others.
+    pub fn continues(&mut self, earlier: Folded) {
+        self.folded = earlier;
     }
 
     /// A connection of the process came to its decision.
@@ -434,13 +440,7 @@ impl Ledger {
         let report = share.report(now);
         self.bounds.take(share);
         self.bounds.processes_folded += 1;
-        self.folded.processes += 1;
-        self.folded.tally.add_all(&report.tally);
-        self.folded.connections.add_all(&report.connections);
-        self.folded.observed = self.folded.observed.saturating_add(report.observed());
-        self.folded.herds.add_all(&report.herds);
-        self.folded.stalled = self.folded.stalled.saturating_add(report.stalled);
-        self.folded.stalled_injected = self.folded.stalled_injected.saturating_add(report.stalled_injected);
+        self.folded.add(&report);
     }
 }
 

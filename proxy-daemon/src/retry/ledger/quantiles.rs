@@ -6,6 +6,8 @@
 //! buckets that hold something are kept.
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Nanoseconds in a unit.
 const UNIT: u64 = 10_000;
 /// Below this many units each has a bucket of its own; above, every doubling
@@ -14,7 +16,7 @@ const LINEAR: u64 = 256;
 const HALF: u64 = LINEAR / 2;
 
 /// Counts by bucket, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quantiles {
     buckets: Vec<(u16, u64)>,
 }

@@ -1,6 +1,8 @@
 //! What the ledger tells, as plain values.
 use std::{sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     herds::HerdCount,
     series::Series,
@@ -19,7 +21,7 @@ pub enum ConnectionKind {
     Refused,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     pub intercepted: u64,
     pub tunnelled: u64,
@@ -136,7 +138,7 @@ impl ProcessShare {
 }
 
 /// Processes that no longer have a row of their own, as one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folded {
     pub processes: u64,
     pub tally: Tally,
@@ -160,6 +162,28 @@ pub struct Bounds {
     pub problems_dropped: u64,
     /// Backoff that `stalled` may lack.
     pub waits_cut: Duration,
+}
+
+impl Folded {
+    /// Adds a process that gets no row of its own any more.
+    pub(super) fn add(&mut self, share: &ProcessShare) {
+        self.processes += 1;
+        self.tally.add_all(&share.tally);
+        self.connections.add_all(&share.connections);
+        self.observed = self.observed.saturating_add(share.observed());
+        self.herds.add_all(&share.herds);
+        self.stalled = self.stalled.saturating_add(share.stalled);
+        self.stalled_injected = self.stalled_injected.saturating_add(share.stalled_injected);
+    }
+}
+
+impl Snapshot {
+    /// Everything in one row.
+    pub fn fold(&self) -> Folded {
+        let mut folded = self.folded.clone();
+        self.processes.iter().for_each(|share| folded.add(share));
+        folded
+    }
 }
 
 #[derive(Clone, Debug)]

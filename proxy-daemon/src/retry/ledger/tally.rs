@@ -1,6 +1,8 @@
 //! What is counted: the same tally for an operation, a process and the whole.
 use std::{sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::quantiles::Quantiles;
 use crate::{
     flow::{Attempt, Failure, Injected as Told, route},
@@ -59,12 +61,18 @@ impl Outcome {
 }
 
 /// Numbers by key: few keys, kept in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts<K>(Vec<(K, u64)>);
 
 impl<K> Default for Counts<K> {
     fn default() -> Self {
         Self(Vec::new())
+    }
+}
+
+impl<K> Counts<K> {
+    pub(super) fn into_pairs(self) -> impl Iterator<Item = (K, u64)> {
+        self.0.into_iter()
     }
 }
 
@@ -85,7 +93,7 @@ impl<K: Ord + Copy> Counts<K> {
         self.0.is_empty()
     }
 
-    fn add(&mut self, key: K, count: u64) {
+    pub(super) fn add(&mut self, key: K, count: u64) {
         match self.0.binary_search_by_key(&key, |entry| entry.0) {
             Ok(at) => self.0[at].1 += count,
             Err(at) => self.0.insert(at, (key, count)),
@@ -113,7 +121,7 @@ impl Counts<u16> {
 }
 
 /// Waits between the attempts of a call.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     pub count: u64,
     pub total: Duration,
@@ -149,7 +157,7 @@ impl Backoff {
 }
 
 /// Attempts by kind of outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Classes {
     genuine: [u64; Class::ALL.len()],
     injected: [u64; Class::ALL.len()],
@@ -194,7 +202,7 @@ impl Classes {
 const MAX_CODES: usize = 16;
 
 /// Services' own error codes, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Codes(Vec<(Arc<str>, u64)>);
 
 impl Codes {
@@ -216,7 +224,7 @@ impl Codes {
 }
 
 /// How long services asked clients to wait (`Retry-After` and its like).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     /// Failed attempts whose response asked for a wait.
     pub count: u64,
@@ -237,7 +245,7 @@ impl Asked {
 }
 
 /// What failed attempts have cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wasted {
     /// From their starts to their ends, summed.
     pub time: Duration,
@@ -256,7 +264,7 @@ impl Wasted {
 
 /// `statuses`, `injected`, `aborted` and `errors` hold every attempt exactly
 /// once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Counted when the first attempt of a call ends.
     pub calls: u64,
@@ -279,8 +287,10 @@ pub struct Tally {
     /// The upstream's statuses beneath `injected`.
     pub replaced: Counts<u16>,
     /// Broken off by a rule.
+    #[serde(with = "super::names")]
     pub aborted: Counts<&'static str>,
     /// Attempts without a status for the client, or with half a response.
+    #[serde(with = "super::names")]
     pub errors: Counts<&'static str>,
     /// The same attempts by kind.
     pub classes: Classes,

@@ -1,0 +1,420 @@
+//! `retryscope daemon`: what `attach` does, from a file, for months.
+//!
+//! It starts as root, opens and loads what needs that, and then gives it up:
+//! what goes on here parses bytes from the network and may do nothing else.
+//! The keeper (`keeper/`) has the rest. docs/security.md tells which part may
+//! do what, and when it stops to.
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, chown},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use sd_notify::NotifyState;
+
+use super::{
+    Failure,
+    log::{self, Level},
+    place::Place,
+    run::require_root,
+    runtime,
+    signals::{Signals, Stream},
+};
+use crate::{
+    config::{self, Config, File, Prepared},
+    control::{self, Access},
+    daemon::{Earlier, Finished, Instance, Settings},
+    keeper::{self, KeeperError, Started, Targets},
+    process::{
+        self, Role,
+        confine::{self, ConfineError, Needs},
+    },
+    redirect,
+    tls::Authority,
+};
+
+mod host;
+mod manager;
+mod state;
+
+use host::Host;
+
+/// Of a daemon that is given no other.
+pub(super) const DEFAULT_NAME: &str = "main";
+/// How often what outlives a restart is written.
+const SAVE: Duration = Duration::from_secs(60);
+/// How often the service manager is told what goes on.
+const STATUS: Duration = Duration::from_secs(10);
+/// How long the data path may take to show that it lives.
+const ALIVE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration; `retryscope config default` prints one
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    config: PathBuf,
+
+    /// Tells daemons of one machine apart: their sockets and what they keep
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME, value_parser = name)]
+    name: String,
+
+    /// Watch this cgroup instead of the file's targets; a pattern, may be given more than once
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<String>,
+
+    /// Watch this systemd unit or slice instead; a pattern, may be given more than once
+    #[arg(long = "unit", value_name = "UNIT")]
+    units: Vec<String>,
+
+    /// Watch this container instead, by its id; a pattern, may be given more than once
+    #[arg(long = "container", value_name = "ID")]
+    containers: Vec<String>,
+}
+
+/// A name that can be a folder's.
+fn name(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@\\:".contains(&byte);
+    if text.is_empty() || text.starts_with('.') || text.len() > 200 || !text.bytes().all(legal) {
+        return Err("use letters, digits, -, _, ., @ and \\".into());
+    }
+    Ok(text.to_owned())
+}
+
+impl From<ConfineError> for Failure {
+    fn from(error: ConfineError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
+    }
+}
+
+impl From<KeeperError> for Failure {
+    fn from(error: KeeperError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let path = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
+    let file = File::read(&path)?;
+    let prepared = file.prepare()?;
+    require_root()?;
+    let config = prepared.changeable.config.clone();
+    let level = log::start(config.log.to, &config.log.level);
+    let targets = Targets { cgroups: args.cgroups, units: args.units, containers: args.containers };
+    let failed = |what: &str, error: std::io::Error| Failure::new(73, format!("cannot {what} ({error})"));
+
+    let folder = config.runtime_dir.join(&args.name);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&folder)
+        .map_err(|error| failed(&format!("make the folder {}", folder.display()), error))?;
+    let lock = lock(&folder, &args.name)?;
+    let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
+    let place = Place::take(&folder)?;
+    process::raise_file_limit();
+    // Accepts wait until the data path serves; nothing is attached before.
+    let listeners = redirect::listeners()?;
+    let started = Started::start(
+        &keeper::Start {
+            config: path.clone(),
+            targets: targets.clone(),
+            cgroup: place.cgroup().to_owned(),
+            ports: config.ports.clone(),
+            allow_quic: config.allow_quic,
+            ca_dir: file.resolve(&config.ca_dir),
+        },
+        &listeners,
+        config.fail.into(),
+    )?;
+    let metrics = prepared
+        .metrics
+        .map(|address| {
+            control::listen(address)
+                .map_err(|error| Failure::new(69, format!("cannot serve metrics at {address} ({error})")))
+        })
+        .transpose()?;
+    let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
+    let socket = folder.join(control::SOCKET);
+    let control = control::bind_at(&socket)
+        .map_err(|error| failed(&format!("open the control socket {}", socket.display()), error))?;
+    let state = config::some_path(&config.state_dir)
+        .map(|state| state::Kept::open(&state.join(&args.name), &prepared.account))
+        .transpose()?;
+
+    // The last that is done as root.
+    warm_up();
+    let bpf = confine::wants_capability(|| started.try_use());
+    let less = confine::confine(&Needs {
+        role: Role::Server,
+        account: Some(prepared.account),
+        bpf,
+        read: readable(redirect::cgroup::Mount::find()?.point()),
+        write: state.iter().map(|state| state.folder().to_owned()).collect(),
+    })?;
+    let certificate = started.authority.clone();
+    let keeper_pid = started.pid;
+    let (keeper, signer, redirect, keepers_less) = started.run()?;
+    for what in less.iter().chain(&keepers_less) {
+        tracing::warn!("less is confined than could be: {what}");
+    }
+    let authority = Authority::remote(&certificate, Box::new(signer))?;
+    if authority.is_unlimited()
+        && let Some(limits) = limits(&config.intercept)
+    {
+        tracing::warn!(
+            "the authority can vouch for any name, and only some are looked into; make one that is limited: retryscope ca init {limits}"
+        );
+    }
+    let key = Authority::key_path(&file.resolve(&config.ca_dir));
+    let access = Access { readers: prepared.groups.readers, admins: prepared.groups.admins };
+    let earlier = state.as_ref().and_then(state::Kept::read);
+
+    let Prepared { changeable, rule_settings, upstream, statsd, otlp, .. } = prepared;
+    let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level));
+    let settings = Settings {
+        ports: config.ports.clone(),
+        // What outlived this process would be ended by the service manager.
+        closed: None,
+        strict: config.strict,
+        rules: changeable.rules,
+        rule_settings,
+        rule_files: Vec::new(),
+        rules_for: None,
+        folder,
+        target: format!("the targets of {}", path.display()),
+        command: None,
+        routes: changeable.routes,
+        upstream,
+        events,
+        timeline: false,
+        metrics,
+        statsd,
+        otlp,
+        authority: Arc::new(authority),
+        host: Some(Arc::clone(&host) as Arc<dyn control::Host>),
+        control: Some((control, access)),
+        earlier,
+    };
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
+        let mut instance = Instance::start(settings, (redirect, listeners))?;
+        host.knows(Arc::clone(instance.proxy()));
+        let signals =
+            signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
+        instance.serve();
+        let serving = Serving { instance, host: &host, state, config: &config };
+        Ok::<_, Failure>(serving.until_the_end(&signals).await)
+    })?;
+    // Files that are ours alone; the folders stay where we may not remove them.
+    drop((lock, host, place));
+    Ok(code)
+}
+
+/// One daemon of a name at a time: held as long as it runs.
+fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
+    let path = folder.join(control::PID);
+    let failed = |error: std::io::Error| Failure::new(73, format!("cannot write {} ({error})", path.display()));
+    let mut file =
+        fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let pid = fs::read_to_string(&path).unwrap_or_default();
+            return Err(Failure::new(
+                69,
+                format!(
+                    "a daemon named `{name}` is running already (pid {}); stop it, or start this one with another --name",
+                    pid.trim()
+                ),
+            ));
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    Ok(file)
+}
+
+fn events(path: &Path) -> Result<fs::File, Failure> {
+    fs::File::create(path)
+        .map_err(|error| Failure::new(73, format!("cannot write every attempt to {} ({error})", path.display())))
+}
+
+/// The options that limit an authority to the hosts that are looked into, if
+/// that can be said: by what follows the last star of each pattern.
+fn limits(intercept: &[String]) -> Option<String> {
+    let domain = |pattern: &String| {
+        let end = pattern.rsplit('*').next()?.trim_start_matches('.');
+        (end.contains('.') && end.parse::<std::net::IpAddr>().is_err()).then(|| format!("--domain {end}"))
+    };
+    let domains: Option<std::collections::BTreeSet<String>> = intercept.iter().map(domain).collect();
+    let domains: Vec<String> = domains?.into_iter().collect();
+    (!domains.is_empty()).then(|| domains.join(" "))
+}
+
+/// What libraries load or look up when it is first needed.
+fn warm_up() {
+    use std::net::ToSocketAddrs;
+    // What looks names up comes in by files that cannot be opened later.
+    let _ = ("localhost", 0).to_socket_addrs();
+    let mut random = [0; 1];
+    let _ = aws_lc_rs::rand::fill(&mut random);
+}
+
+/// What the server has to read: who processes are and were, and how names
+/// resolve.
+fn readable(cgroups: &Path) -> Vec<PathBuf> {
+    [
+        "/proc",
+        "/sys/devices/system/cpu",
+        "/etc/gai.conf",
+        "/etc/host.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/resolv.conf",
+        "/run/NetworkManager",
+        "/run/resolvconf",
+        "/run/systemd/resolve",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .chain([cgroups.to_owned()])
+    .collect()
+}
+
+/// A running daemon.
+struct Serving<'a> {
+    instance: Instance,
+    host: &'a Host,
+    state: Option<state::Kept>,
+    config: &'a Config,
+}
+
+impl Serving<'_> {
+    async fn until_the_end(self, signals: &Stream) -> ExitCode {
+        manager::tell(&[NotifyState::Ready]);
+        tracing::info!(pid = std::process::id(), "serving");
+        let heartbeat = manager::heartbeat();
+        let mut beats = tokio::time::interval(heartbeat.unwrap_or(ALIVE));
+        let mut statuses = tokio::time::interval(STATUS);
+        let mut saves = tokio::time::interval(SAVE);
+        let mut code = ExitCode::SUCCESS;
+        loop {
+            tokio::select! {
+                heard = signals.next() => match heard.signal {
+                    Signal::SIGHUP if !heard.from_terminal => self.reload().await,
+                    Signal::SIGUSR1 | Signal::SIGUSR2 => {}
+                    _ => break,
+                },
+                () = self.host.keeper().ended() => {
+                    tracing::error!("the process that keeps what is privileged has ended; so does this one");
+                    code = ExitCode::from(70);
+                    break;
+                }
+                _ = beats.tick() => self.beat(heartbeat.is_some()).await,
+                _ = statuses.tick() => self.tell_status(),
+                _ = saves.tick() => self.save(),
+            }
+        }
+        manager::tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is under way")]);
+        let Self { instance, state, config, .. } = self;
+        let hurry = async {
+            loop {
+                match signals.next().await.signal {
+                    Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2 => {}
+                    _ => return,
+                }
+            }
+        };
+        let finished = instance.finish(config.drain.0, hurry).await;
+        if let Some(state) = state {
+            state.write(&Earlier { ledger: finished.snapshot.fold(), refusals: finished.refusals.clone() });
+        }
+        farewell(&finished);
+        code
+    }
+
+    async fn reload(&self) {
+        let (host, account) = (self.host.shared(), Arc::clone(self.instance.account()));
+        let reloaded = tokio::task::spawn_blocking(move || control::Host::reload(&host, &account)).await;
+        // The host says itself what came of it.
+        if let Err(error) = reloaded {
+            tracing::error!(%error, "the reload broke off");
+        }
+    }
+
+    /// Tells the service manager that all is well, if it is.
+    async fn beat(&self, watched: bool) {
+        let keeper = self.host.shared();
+        let answers = tokio::task::spawn_blocking(move || keeper.keeper().answers(ALIVE));
+        let (alive, answers) = tokio::join!(self.instance.is_alive(ALIVE), answers);
+        match (alive, answers.unwrap_or(false)) {
+            (true, true) if watched => manager::tell(&[NotifyState::Watchdog]),
+            (true, true) => {}
+            (false, _) => tracing::error!("the data path does not answer"),
+            (_, false) => tracing::error!("the process that keeps what is privileged does not answer"),
+        }
+    }
+
+    fn tell_status(&self) {
+        let account = self.instance.account();
+        let snapshot = account.ledger().snapshot(account.clock.now());
+        let watched = self.host.keeper().targets().len();
+        let cgroups = match watched {
+            0 => "no cgroup is watched yet".to_owned(),
+            1 => "1 cgroup is watched".to_owned(),
+            many => format!("{many} cgroups are watched"),
+        };
+        let (attempts, retries) = (snapshot.totals.attempts, snapshot.totals.retries());
+        manager::tell(&[NotifyState::Status(&format!("{cgroups}; attempts {attempts}, of them retries {retries}"))]);
+    }
+
+    fn save(&self) {
+        if let Some(state) = &self.state {
+            state.write(&self.instance.earlier());
+        }
+    }
+}
+
+fn farewell(finished: &Finished) {
+    let totals = &finished.snapshot.totals;
+    if finished.hurried {
+        tracing::warn!("connections were still open when the time to finish had passed; they were cut");
+    }
+    tracing::info!(
+        calls = totals.calls,
+        attempts = totals.attempts,
+        retries = totals.retries(),
+        stalled_s = totals.backoff.total.as_secs_f64(),
+        "ended"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_what_patterns_have_in_common() {
+        let limits = |patterns: &[&str]| limits(&patterns.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(
+            limits(&["*.amazonaws.com", "s3.*.amazonaws.com", "api.example.com"]).as_deref(),
+            Some("--domain amazonaws.com --domain api.example.com")
+        );
+        for none in [&[][..], &["*"], &["a.example.com", "127.0.0.1"], &["api.*"], &["*.com"]] {
+            assert_eq!(limits(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_a_folders() {
+        assert!(name("main").is_ok() && name("web@1.service").is_ok() && name("a\\x2db").is_ok());
+        for wrong in ["", "..", ".a", "a/b", "a b"] {
+            assert!(name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

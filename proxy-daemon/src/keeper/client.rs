@@ -1,0 +1,286 @@
+//! The server's side: the keeper's handle.
+use std::{
+    io,
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{KEEPER, Request, Said, Start};
+use crate::{
+    process::channel::Channel,
+    redirect::{Attachment, Fail, Listeners, Maps, Redirect, RedirectError},
+    tls::RemoteKey,
+};
+
+/// How long a signature is waited for. It takes a fraction of a millisecond.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Reading a configuration and attaching what it names may take longer.
+const LONG: Duration = Duration::from_secs(30);
+/// Connections that are diverted when a cgroup is no longer a target keep
+/// what serves them for so long.
+const LINGER: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    #[error("cannot start the process that keeps what is privileged ({0})")]
+    Start(#[source] io::Error),
+    #[error("the process that keeps what is privileged has ended")]
+    Gone,
+    /// In its own words.
+    #[error("{message}")]
+    Failed { message: String, code: u8 },
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+}
+
+impl KeeperError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            KeeperError::Start(_) | KeeperError::Gone => 70,
+            KeeperError::Failed { code, .. } => *code,
+            KeeperError::Redirect(error) => error.exit_code(),
+        }
+    }
+}
+
+/// A keeper that has loaded everything and attached nothing yet.
+#[derive(Debug)]
+pub struct Started {
+    child: Child,
+    channel: Channel,
+    signing: Channel,
+    pub pid: u32,
+    /// The authority's certificate.
+    pub authority: Vec<u8>,
+    redirect: Redirect,
+}
+
+/// What the keeper answers to a reload.
+#[derive(Debug)]
+pub enum Answer {
+    Reloaded { config: String, rules: Vec<(PathBuf, String)> },
+    Broken { why: String },
+}
+
+/// A running keeper. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Keeper {
+    asking: Mutex<(Channel, Receiver<Reply>)>,
+    /// True once it has ended.
+    gone: watch::Receiver<bool>,
+    /// Names of what is attached.
+    targets: Arc<Mutex<Vec<(u64, String)>>>,
+    child: Mutex<Child>,
+}
+
+#[derive(Debug)]
+enum Reply {
+    Pong,
+    Reload(Answer),
+}
+
+/// The keeper signs what this asks for.
+#[derive(Debug)]
+pub struct Authorised(Mutex<Channel>);
+
+impl Started {
+    /// Starts the keeper; `listeners` are where connects are diverted to.
+    pub fn start(start: &Start, listeners: &Listeners, fail: Fail) -> Result<Self, KeeperError> {
+        let (mut channel, theirs) = Channel::pair().map_err(KeeperError::Start)?;
+        let (signing, signer) = Channel::pair().map_err(KeeperError::Start)?;
+        let input = theirs.as_fd().try_clone_to_owned().map_err(KeeperError::Start)?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("retryscope")
+            .arg(KEEPER)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(KeeperError::Start)?;
+        drop(theirs);
+        let mut descriptors = vec![signer.as_fd(), listeners.v4.as_fd()];
+        descriptors.extend(listeners.v6.as_ref().map(AsFd::as_fd));
+        channel.send(start, &descriptors).map_err(KeeperError::Start)?;
+        match channel.receive::<Said>().map_err(KeeperError::Start)? {
+            Some((Said::Started { authority, pid }, maps)) => {
+                let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
+                    return Err(KeeperError::Gone);
+                };
+                let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, gate }, fail)?;
+                Ok(Self { child, channel, signing, pid, authority, redirect })
+            }
+            Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),
+            _ => Err(KeeperError::Gone),
+        }
+    }
+
+    /// Whether maps can be used by who calls this.
+    pub fn try_use(&self) -> bool {
+        self.redirect.is_usable()
+    }
+
+    /// Takes over what is attached at the start; from here on cgroups come and
+    /// go by themselves. What the keeper says of its confinement comes along.
+    /// To be called once this process is confined: it starts a thread.
+    pub fn run(self) -> Result<(Keeper, Authorised, Arc<Redirect>, Vec<String>), KeeperError> {
+        let Self { child, mut channel, signing, redirect, .. } = self;
+        signing.set_patience(PATIENCE).map_err(KeeperError::Start)?;
+        let redirect = Arc::new(redirect);
+        let targets = Arc::new(Mutex::new(Vec::new()));
+        let mut less = None;
+        while less.is_none() {
+            match channel.receive::<Said>().map_err(KeeperError::Start)? {
+                Some((Said::Ready { less: told }, _)) => less = Some(told),
+                Some((Said::Failed { message, code }, _)) => return Err(KeeperError::Failed { message, code }),
+                Some((said, descriptors)) => follow(said, descriptors, &redirect, &targets),
+                None => return Err(KeeperError::Gone),
+            }
+        }
+        let asking = channel.try_clone().map_err(KeeperError::Start)?;
+        let (told, gone) = watch::channel(false);
+        let (answer, answers) = sync_channel(1);
+        let (mine, known) = (Arc::downgrade(&redirect), Arc::clone(&targets));
+        std::thread::spawn(move || {
+            hear(&mut channel, &answer, &mine, &known);
+            told.send_replace(true);
+        });
+        let keeper = Keeper { asking: Mutex::new((asking, answers)), gone, targets, child: Mutex::new(child) };
+        Ok((keeper, Authorised(Mutex::new(signing)), redirect, less.unwrap_or_default()))
+    }
+}
+
+/// Hears the keeper until it, or the redirect, is gone.
+fn hear(
+    channel: &mut Channel,
+    answer: &SyncSender<Reply>,
+    redirect: &std::sync::Weak<Redirect>,
+    targets: &Mutex<Vec<(u64, String)>>,
+) {
+    while let Ok(Some((said, descriptors))) = channel.receive::<Said>() {
+        // A reply that nobody waits for any more is dropped.
+        let _ = match said {
+            Said::Pong => answer.try_send(Reply::Pong),
+            Said::Reloaded { config, rules } => answer.try_send(Reply::Reload(Answer::Reloaded { config, rules })),
+            Said::Broken { why } => answer.try_send(Reply::Reload(Answer::Broken { why })),
+            said => {
+                let Some(redirect) = redirect.upgrade() else { return };
+                follow(said, descriptors, &redirect, targets);
+                Ok(())
+            }
+        };
+    }
+}
+
+/// Brings the redirect in line with what the keeper has done.
+fn follow(
+    said: Said,
+    mut descriptors: Vec<std::os::fd::OwnedFd>,
+    redirect: &Arc<Redirect>,
+    targets: &Mutex<Vec<(u64, String)>>,
+) {
+    let mut targets = targets.lock().unwrap_or_else(PoisonError::into_inner);
+    match said {
+        Said::Attached { number, name, diverting } if diverting <= descriptors.len() => {
+            let serving = descriptors.split_off(diverting);
+            redirect.add(number, Attachment::from_parts(descriptors, serving));
+            if !name.is_empty() {
+                tracing::info!(cgroup = name, "watching the cgroup {name}");
+                targets.push((number, name));
+            }
+        }
+        Said::Detached { number, gone } => {
+            if let Some(at) = targets.iter().position(|(known, _)| *known == number) {
+                let (_, name) = targets.swap_remove(at);
+                tracing::info!(cgroup = name, "no longer watching the cgroup {name}");
+            }
+            if gone {
+                redirect.remove(number);
+            } else {
+                redirect.retire_for(number, LINGER);
+            }
+        }
+        Said::Refused { name, why } => tracing::warn!(cgroup = name, why, "the cgroup {name} cannot be watched: {why}"),
+        _ => tracing::warn!("the keeper said something that is out of place"),
+    }
+}
+
+impl Keeper {
+    /// Asks for the configuration to be read again. Waits for the answer: not
+    /// to be called where tasks run.
+    pub fn reload(&self) -> Result<Answer, KeeperError> {
+        match self.ask(&Request::Reload, LONG)? {
+            Reply::Reload(answer) => Ok(answer),
+            Reply::Pong => Err(KeeperError::Gone),
+        }
+    }
+
+    /// Whether the keeper answers. Waits for it.
+    pub fn answers(&self, patience: Duration) -> bool {
+        // One that is reading a configuration is alive.
+        let Ok(mut asking) = self.asking.try_lock() else { return true };
+        matches!(exchange(&mut asking, &Request::Ping, patience), Ok(Reply::Pong))
+    }
+
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Reply, KeeperError> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        exchange(&mut asking, request, patience)
+    }
+
+    /// What is watched now.
+    pub fn targets(&self) -> Vec<String> {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<String> = targets.iter().map(|(_, name)| name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Ends when the keeper has.
+    pub async fn ended(&self) {
+        let mut gone = self.gone.clone();
+        // A sender that is gone is a thread that is.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+}
+
+fn exchange(
+    (channel, answers): &mut (Channel, Receiver<Reply>),
+    request: &Request,
+    patience: Duration,
+) -> Result<Reply, KeeperError> {
+    // What an earlier request came too late for.
+    while answers.try_recv().is_ok() {}
+    channel.send(request, &[]).map_err(|_| KeeperError::Gone)?;
+    answers.recv_timeout(patience).map_err(|_| KeeperError::Gone)
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let asking = self.asking.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // It ends when nobody is at the other end; the hearing thread is.
+        let _ = rustix::net::shutdown(asking.0.as_fd(), rustix::net::Shutdown::Both);
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.wait();
+    }
+}
+
+impl RemoteKey for Authorised {
+    fn sign(&self, leaf: &[u8]) -> io::Result<Vec<u8>> {
+        let mut channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.send_bytes(leaf, &[])?;
+        let (answer, _) = channel.receive_bytes()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        match answer.split_first() {
+            Some((0, signature)) => Ok(signature.to_vec()),
+            Some((_, why)) => Err(io::Error::other(String::from_utf8_lossy(why).into_owned())),
+            None => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The keeper's own life.
+use std::{
+    io,
+    net::TcpListener,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::setsid,
+};
+
+use super::{Request, Said, Start, Targets, attaching::Attaching};
+use crate::{
+    config::File,
+    process::{
+        Role,
+        channel::Channel,
+        confine::{self, Needs},
+        release_memory,
+    },
+    redirect::{Attacher, Forest, Listeners, Patterns, Watched, cgroup::Mount},
+    tls::Authority,
+};
+
+/// Between looks around where nothing was told: what was missed is found then.
+const ROUND: Duration = Duration::from_secs(5);
+/// Between looks around where much is told.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// Why the keeper cannot do its work: a sentence and an exit code.
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(code: u8, message: &impl ToString) -> Self {
+        Self { message: message.to_string(), code }
+    }
+}
+
+/// Runs until the server is gone.
+pub fn main() -> ExitCode {
+    // A terminal's signals are for the server, who then ends us.
+    let _ = setsid();
+    let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::from(70) };
+    let mut server = Channel::new(input);
+    match keep(&mut server) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { message, code }) => {
+            // Nobody is there to be told where that fails.
+            let _ = server.send(&Said::Failed { message, code }, &[]);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn keep(server: &mut Channel) -> Result<(), Failure> {
+    let gone = |error: io::Error| Failure::new(70, &format!("cannot speak to the server ({error})"));
+    let Some((start, descriptors)) = server.receive::<Start>().map_err(gone)? else { return Ok(()) };
+    let mut descriptors = descriptors.into_iter();
+    let signing = descriptors.next().map(Channel::new).ok_or_else(|| Failure::new(70, &"no signing channel came"))?;
+    let mut listeners = descriptors.map(TcpListener::from);
+    let v4 = listeners.next().ok_or_else(|| Failure::new(70, &"no listener came"))?;
+    let listeners = Listeners { v4, v6: listeners.next() };
+
+    let (patterns, rule_files) = read(&start)?;
+    let authority = Authority::load_from(&start.ca_dir).map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let watched = Watched { ports: start.ports.clone(), allow_quic: start.allow_quic };
+    let redirect = |error: crate::redirect::RedirectError| Failure::new(error.exit_code(), &error);
+    let mut attacher = Attacher::load(&watched, &listeners, &start.cgroup).map_err(redirect)?;
+    attacher.load_all().map_err(redirect)?;
+    let maps = attacher.maps().map_err(redirect)?;
+    // Nobody connects to a listener that outlives the server.
+    drop(listeners);
+    let forest = Forest::new().map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let mount = Mount::find().map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let bpf = confine::wants_capability(|| attacher.try_use());
+    let said = Said::Started { authority: authority.certificate_der().to_vec(), pid: std::process::id() };
+    let handed = [&maps.accepted, &maps.exempt, &maps.tally, &maps.commands, &maps.gate].map(AsFd::as_fd);
+    server.send(&said, &handed).map_err(gone)?;
+    drop(maps);
+    let mut attaching = Attaching::new(attacher, forest, patterns);
+    // Reading the kernel's types takes tens of megabytes for a moment.
+    release_memory();
+
+    let less = confine::confine(&Needs {
+        role: Role::Keeper,
+        // Who owns the configuration can read it, and needs no capability.
+        account: None,
+        bpf,
+        read: readable(&start.config, &rule_files, mount.point()),
+        write: Vec::new(),
+    })
+    .map_err(|error| Failure::new(error.exit_code(), &error))?;
+    // Only now, so that it is confined as well.
+    std::thread::spawn(move || sign(signing, &authority));
+    attaching.follow(server).map_err(gone)?;
+    server.send(&Said::Ready { less }, &[]).map_err(gone)?;
+    // From here on an error means that the server is gone.
+    let _ = run(server, &mut attaching, &start);
+    Ok(())
+}
+
+/// Where the configuration and its rules may be, also after a change of them.
+fn readable(config: &Path, rule_files: &[PathBuf], cgroups: &Path) -> Vec<PathBuf> {
+    let folder = |path: &Path| path.parent().map(Path::to_owned);
+    let mut folders: Vec<PathBuf> = rule_files.iter().filter_map(|path| folder(path)).collect();
+    folders.extend(folder(config));
+    folders.extend([cgroups.to_owned(), "/proc".into()]);
+    folders
+}
+
+/// The targets that the configuration names, and its rule files.
+fn read(start: &Start) -> Result<(Patterns, Vec<PathBuf>), Failure> {
+    let broken = |error: crate::config::ConfigErrors| Failure::new(error.exit_code(), &error);
+    let file = File::read(&start.config).map_err(broken)?;
+    let config = file.parse().map_err(broken)?;
+    let patterns = patterns(&start.targets, &config.targets).map_err(|error| Failure::new(64, &error))?;
+    Ok((patterns, file.rule_files(&config)))
+}
+
+fn patterns(typed: &Targets, filed: &crate::config::Targets) -> Result<Patterns, crate::redirect::PatternError> {
+    if typed.is_empty() {
+        Patterns::new(&filed.cgroups, &filed.units, &filed.containers)
+    } else {
+        Patterns::new(&typed.cgroups, &typed.units, &typed.containers)
+    }
+}
+
+/// Signs leaves until nobody asks any more.
+fn sign(mut channel: Channel, authority: &Authority) {
+    while let Ok(Some((leaf, _))) = channel.receive_bytes() {
+        // The first byte tells a signature from a reason.
+        let (mark, body) = match authority.sign_leaf(&leaf) {
+            Ok(signature) => (0, signature),
+            Err(why) => (1, why.into_bytes()),
+        };
+        let mut answer = vec![mark];
+        answer.extend(body);
+        if channel.send_bytes(&answer, &[]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers requests and follows cgroups; ends with the server.
+fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Result<()> {
+    let mut looked = Instant::now();
+    let mut stirred = false;
+    loop {
+        let since = looked.elapsed();
+        let wait = if stirred { BREATH } else { ROUND }.saturating_sub(since);
+        if wait.is_zero() {
+            attaching.follow(server)?;
+            (looked, stirred) = (Instant::now(), false);
+            continue;
+        }
+        let (asked, news) = {
+            let mut ready = [
+                PollFd::new(server.as_fd(), PollFlags::POLLIN),
+                PollFd::new(attaching.forest().news(), PollFlags::POLLIN),
+            ];
+            // Rounded up: a wait of less than a millisecond would spin.
+            let timeout = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut ready, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let is = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+            (is(&ready[0]), is(&ready[1]))
+        };
+        if news {
+            attaching.forest().hear()?;
+            // At once where it has been quiet.
+            if looked.elapsed() >= BREATH {
+                attaching.follow(server)?;
+                (looked, stirred) = (Instant::now(), false);
+            } else {
+                stirred = true;
+            }
+        }
+        if asked {
+            let Some((request, _)) = server.receive::<Request>()? else { return Ok(()) };
+            match request {
+                Request::Ping => server.send(&Said::Pong, &[])?,
+                Request::Reload => match reload(start) {
+                    Ok((patterns, said)) => {
+                        attaching.set_patterns(patterns);
+                        attaching.follow(server)?;
+                        server.send(&said, &[])?;
+                    }
+                    Err(why) => server.send(&Said::Broken { why }, &[])?,
+                },
+            }
+        }
+    }
+}
+
+/// Reads the configuration and everything it names. Nothing is in force
+/// unless all of it is right.
+fn reload(start: &Start) -> Result<(Patterns, Said), String> {
+    let broken = |error: crate::config::ConfigErrors| error.to_string();
+    let file = File::read(&start.config).map_err(broken)?;
+    let config = file.parse().map_err(broken)?;
+    let rules = file.read_rules(&config).map_err(broken)?;
+    let changeable = file.changeable(&rules).map_err(broken)?;
+    let patterns = if start.targets.is_empty() {
+        changeable.patterns
+    } else {
+        self::patterns(&start.targets, &config.targets).map_err(|error| error.to_string())?
+    };
+    Ok((patterns, Said::Reloaded { config: file.text, rules }))
+}
