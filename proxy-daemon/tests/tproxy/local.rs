@@ -111,7 +111,7 @@ fn out_of_open_files() {
     let mut command = world.client.command(clients::need("prlimit", "util-linux"));
     command.args(["--nofile=192:192", crate::common::run::RETRYSCOPE]);
     // What may raise its own limit is not limited.
-    let attached = Attached::start_by(without_resource(&world.client, command), &world.ca, words!["--netns"]);
+    let attached = Attached::start_by(without_resource(&world.client, &command), &world.ca, words!["--netns"]);
     let row = client.does(&format!("fill {} {ECHO} 120", SERVER[0]));
     assert_eq!(row["kept"], 120, "{row}");
     assert!(!client.asks(SERVER[1]), "there is no room");
@@ -126,7 +126,7 @@ fn out_of_open_files() {
 }
 
 /// Without the capability to raise limits.
-fn without_resource(net: &Net, command: std::process::Command) -> std::process::Command {
+fn without_resource(net: &Net, command: &std::process::Command) -> std::process::Command {
     let mut whole = net.command(clients::need("setpriv", "util-linux"));
     whole.arg("--bounding-set=-sys_resource").arg(command.get_program()).args(command.get_args());
     whole
