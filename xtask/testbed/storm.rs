@@ -160,7 +160,7 @@ impl Client {
             ForkResult::Parent { child } => Ok(Started::Forked(child)),
             ForkResult::Child => {
                 // Every other one asks from a thread with a name of its own.
-                let done = if number % 2 == 0 {
+                let done = if number.is_multiple_of(2) {
                     self.visit(number, session)
                 } else {
                     thread::scope(|scope| {
