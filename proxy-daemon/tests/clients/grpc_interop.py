@@ -103,8 +103,7 @@ found["cancelled"] += [failure(lambda: next(stream))[0], seen("cancelled")]
 sending.queue.put(None)
 waiting = channel.unary_unary("/t/Sleep").future(b"", metadata=[("x-name", "called off")], timeout=60)
 made += 1
-# The server has it once it answers what came after it.
-call("unary_unary", "Unary", bytes(8), "after")
+found["called off, begun"] = call("unary_unary", "Begun", b"called off", "begun").decode()
 waiting.cancel()
 found["called off"] = seen("called off")
 

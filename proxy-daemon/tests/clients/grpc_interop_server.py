@@ -2,7 +2,8 @@
 
 /t/Unary (the request's first 8 bytes ask for that many), /t/Collect (client streaming), /t/Spread (server streaming: one
 answer per decimal number in the request), /t/Echo (bidirectional), /t/Sleep and /t/Wait (until they are called off),
-/t/Metadata, /t/Fail, /t/Seen (waits until the call of that name has ended; tells how), /t/Log (what was seen so far).
+/t/Metadata, /t/Fail, /t/Begun (waits until the call of that name has come), /t/Seen (until it has ended; tells how),
+/t/Log (what was seen so far).
 """
 import hashlib
 import json
@@ -13,7 +14,7 @@ from concurrent import futures
 import grpc
 
 address, certificate, key = sys.argv[1:]
-seen, ended = [], {}
+seen, begun, ended = [], set(), {}
 changed = threading.Condition()
 
 
@@ -36,6 +37,9 @@ def watch(method, context):
             changed.notify_all()
 
     context.add_callback(over)
+    with changed:
+        begun.add(name)
+        changed.notify_all()
     return call, got
 
 
@@ -104,6 +108,11 @@ def fail(request, context):
     context.abort(grpc.StatusCode(next(code.value for code in grpc.StatusCode if code.name == request.decode())), "t\te\r\n☺😈 ")
 
 
+def come(request, _):
+    with changed:
+        return b"come" if changed.wait_for(lambda: request.decode() in begun, 20) else b"never"
+
+
 def how(request, _):
     name = request.decode()
     with changed:
@@ -124,6 +133,7 @@ KINDS = {
     "Wait": grpc.stream_stream_rpc_method_handler(wait),
     "Metadata": grpc.unary_unary_rpc_method_handler(metadata),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
+    "Begun": grpc.unary_unary_rpc_method_handler(come),
     "Seen": grpc.unary_unary_rpc_method_handler(how),
     "Log": grpc.unary_unary_rpc_method_handler(log),
 }
