@@ -100,7 +100,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         {
             end(oldest)?;
         }
-        let anew = options.exec_every > 0 && number % options.exec_every == 0;
+        let anew = options.exec_every > 0 && number.is_multiple_of(options.exec_every);
         running.push_back(if anew { start(options, number)? } else { client.fork(number)? });
     }
     running.into_iter().try_for_each(end)
@@ -160,7 +160,7 @@ impl Client {
             ForkResult::Parent { child } => Ok(Started::Forked(child)),
             ForkResult::Child => {
                 // Every other one asks from a thread with a name of its own.
-                let done = if number % 2 == 0 {
+                let done = if number.is_multiple_of(2) {
                     self.visit(number, session)
                 } else {
                     thread::scope(|scope| {
