@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ use crate::{
     flow::{Clock, Moment},
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
-    redirect::{self, Listeners, RedirectError, Redirected, Redirection},
+    redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
         events::{self, Start, Written},
@@ -47,6 +47,14 @@ use crate::{
 /// How many living processes' ends are waited for; one file descriptor each.
 /// Past it a process counts as living until the report.
 const MAX_WATCHED: usize = 4096;
+
+/// How many listeners in other network namespaces may wait to be served.
+const MAX_DOORS: usize = 64;
+/// How soon it is noticed that somebody is in a network namespace where nobody
+/// listens.
+const GLANCE: Duration = Duration::from_millis(500);
+/// How often it is looked whether there is still somebody where we listen.
+const SURVEY: Duration = Duration::from_secs(10);
 
 /// What an instance is made of.
 #[derive(Debug)]
@@ -139,6 +147,10 @@ impl Gate for KernelGate {
         self.0.counters()
     }
 
+    fn socket_in(&self, network: Network, v6: bool) -> Option<Pending> {
+        self.0.socket_in(network, v6)
+    }
+
     fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.exempt(&socket).map_err(io::Error::other)
     }
@@ -178,6 +190,9 @@ pub struct Instance {
     before: redirect::Counters,
     serving: Option<JoinHandle<()>>,
     pulse: Option<JoinHandle<()>>,
+    /// Where listeners in other network namespaces go, and come from.
+    doors: (mpsc::Sender<Door>, Option<mpsc::Receiver<Door>>),
+    looking: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
     timeline: Option<std::thread::JoinHandle<Timeline>>,
@@ -270,6 +285,7 @@ impl Instance {
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
+        let (doors, coming) = mpsc::channel(MAX_DOORS);
         Ok(Self {
             proxy,
             redirect,
@@ -280,6 +296,8 @@ impl Instance {
             before: redirect::Counters::default(),
             serving: None,
             pulse: None,
+            doors: (doors, Some(coming)),
+            looking: None,
             watching: Some(watching),
             events,
             timeline,
@@ -373,20 +391,42 @@ impl Instance {
 
     /// Begins to answer.
     pub fn serve(&mut self) {
-        if let Some((v4, v6)) = self.listeners.take() {
+        if let (Some((v4, v6)), Some(doors)) = (self.listeners.take(), self.doors.1.take()) {
             self.before = self.redirect.counters();
             let proxy = Arc::clone(&self.proxy);
             self.pulse = Some(tokio::spawn(pulse(Arc::clone(&proxy), Arc::clone(&self.redirect), &v4, v6.as_ref())));
-            self.serving = Some(tokio::spawn(proxy.serve(v4, v6, self.drain.subscribe(), self.cut.subscribe())));
+            self.serving = Some(tokio::spawn(proxy.serve(v4, v6, doors, self.drain.subscribe(), self.cut.subscribe())));
         }
+    }
+
+    /// Listens in the network namespaces that the target's processes are in,
+    /// now and from now on. When this returns, their connections come here.
+    pub async fn look_around(&mut self, target: Target) {
+        let (redirect, doors) = (Arc::clone(&self.redirect), self.doors.0.clone());
+        look(&redirect, &target, &doors).await;
+        self.looking = Some(tokio::spawn(async move {
+            let mut seen = redirect.counters().direct_other_netns;
+            let mut looked = Instant::now();
+            let mut tick = tokio::time::interval(GLANCE);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                let direct = redirect.counters().direct_other_netns;
+                // Somebody could not come here; or nobody may be left there.
+                if direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
+                    (seen, looked) = (direct, Instant::now());
+                    look(&redirect, &target, &doors).await;
+                }
+            }
+        }));
     }
 
     /// Stops redirecting, lets what is under way finish (within `patience`, or
     /// until `hurry` is over), and closes the books.
     pub async fn finish(mut self, patience: Duration, hurry: impl Future<Output = ()>) -> Finished {
         self.redirect.detach();
-        if let Some(pulse) = self.pulse.take() {
-            pulse.abort();
+        for task in [self.pulse.take(), self.looking.take()].into_iter().flatten() {
+            task.abort();
         }
         drop((self.control.take(), self.metrics.take()));
         self.drain.send_replace(true);
@@ -433,6 +473,16 @@ impl Instance {
             hurried,
             refusals: self.proxy.learned.refusals(now),
         }
+    }
+}
+
+/// Opens what listeners are missing in other network namespaces.
+async fn look(redirect: &Arc<Redirection>, target: &Target, doors: &mpsc::Sender<Door>) {
+    let (redirect, target) = (Arc::clone(redirect), target.clone());
+    let opened = tokio::task::spawn_blocking(move || redirect.look_around(&target)).await.unwrap_or_default();
+    for door in opened {
+        // Who serves them has ended: so do we.
+        let _ = doors.send(door).await;
     }
 }
 

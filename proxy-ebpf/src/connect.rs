@@ -6,13 +6,13 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use retryscope_ebpf::{Address, Counter};
+use retryscope_ebpf::{Address, Counter, Listening};
 
 use crate::{
     context::{Addressed, mptcp_parent, store, stored, unstore},
     gate,
     handover::is_listener,
-    maps::{self, CLIENTS, EXEMPT, PORTS, count},
+    maps::{self, CLIENTS, EXEMPT, NETWORKS, PORTS, count},
     owner,
 };
 
@@ -95,17 +95,20 @@ fn redirect(context: &Addressed, to: Destination) -> Way {
     if !watched(context, to.address) || !concerns(context) {
         return Way::Direct;
     }
-    if let Some(reason) = direct(context, to.address) {
-        count(reason);
-        return Way::Direct;
-    }
+    let listening = match listening(context, to.address) {
+        Ok(listening) => listening,
+        Err(reason) => {
+            count(reason);
+            return Way::Direct;
+        }
+    };
     if let Err(reason) = gate::enter() {
         return amiss(reason);
     }
     if !remember(context, to.address) {
         return amiss(Counter::DirectNoRecord);
     }
-    rewrite(context, to);
+    rewrite(context, to, listening);
     count(Counter::Redirected);
     Way::Here
 }
@@ -134,7 +137,7 @@ fn refused() -> i32 {
 
 #[inline(always)]
 fn udp(context: &Addressed, to: Address) -> i32 {
-    if maps::refuse_udp() == 0 || !listed(context) || !concerns(context) || direct(context, to).is_some() {
+    if maps::refuse_udp() == 0 || !listed(context) || !concerns(context) || listening(context, to).is_err() {
         return PROCEED;
     }
     count(Counter::UdpRefused);
@@ -163,24 +166,32 @@ fn concerns(context: &Addressed) -> bool {
     owner::is_target() && stored(&EXEMPT, context.socket().cast()).is_null()
 }
 
-/// Why a socket must go direct although it is the target's: the daemon could
-/// not be reached by it, or could not reach the destination for it.
+/// The listeners that a socket can reach. Or why it must go direct although it
+/// is the target's: the daemon could not be reached by it, or could not reach
+/// the destination for it.
 #[inline(always)]
-fn direct(context: &Addressed, to: Address) -> Option<Counter> {
+fn listening(context: &Addressed, to: Address) -> Result<Listening, Counter> {
     // SAFETY: a helper on the hook's own context.
-    if unsafe { bpf_get_netns_cookie(context.0.as_ptr()) } != maps::netns_cookie() {
-        return Some(Counter::DirectOtherNetns);
-    }
+    let cookie = unsafe { bpf_get_netns_cookie(context.0.as_ptr()) };
+    let listening = if cookie == maps::netns_cookie() {
+        Listening { v4: maps::listener_v4(), v6: maps::listener_v6() }
+    } else {
+        // SAFETY: the value is copied at once.
+        match unsafe { NETWORKS.get(cookie) } {
+            Some(listening) => *listening,
+            None => return Err(Counter::DirectOtherNetns),
+        }
+    };
     if context.device() > LOOPBACK_DEVICE {
-        return Some(Counter::DirectBoundDevice);
+        return Err(Counter::DirectBoundDevice);
     }
     if to.is_link_local() {
-        return Some(Counter::DirectLinkLocal);
+        return Err(Counter::DirectLinkLocal);
     }
-    if !to.is_v4() && maps::listener_v6() == 0 {
-        return Some(Counter::DirectNoListener);
+    if !to.is_v4() && listening.v6 == 0 {
+        return Err(Counter::DirectNoListener);
     }
-    None
+    Ok(listening)
 }
 
 /// Leaves the record on the socket: where it was meant to go, and whose it
@@ -208,15 +219,15 @@ fn forget(context: &Addressed) {
 }
 
 #[inline(always)]
-fn rewrite(context: &Addressed, to: Destination) {
+fn rewrite(context: &Addressed, to: Destination, listening: Listening) {
     if !to.v6_socket {
         context.set_v4(Address::LOOPBACK_V4);
-        context.set_port(maps::listener_v4());
+        context.set_port(listening.v4);
     } else if to.address.is_v4() {
         context.set_v6(Address::LOOPBACK_V4);
-        context.set_port(maps::listener_v4());
+        context.set_port(listening.v4);
     } else {
         context.set_v6(Address::LOOPBACK_V6);
-        context.set_port(maps::listener_v6());
+        context.set_port(listening.v6);
     }
 }

@@ -20,11 +20,11 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use retryscope_ebpf::{Address, Counter, Handshake};
+use retryscope_ebpf::{Address, Counter, Handshake, Listening};
 
 use crate::{
     context::{Ops, store, stored},
-    maps::{self, ACCEPTED, CLIENTS, HANDSHAKES, count},
+    maps::{self, ACCEPTED, CLIENTS, HANDSHAKES, NETWORKS, count},
 };
 
 #[sock_ops]
@@ -100,8 +100,13 @@ fn from_client(ops: &Ops) -> Handshake {
 /// Whether this is the address of one of the daemon's listeners.
 #[inline(always)]
 pub(crate) fn is_listener(address: Address, port: u32) -> bool {
-    if port == maps::listener_v4() && address == Address::LOOPBACK_V4 {
+    let (v4, v6) = (address == Address::LOOPBACK_V4, address == Address::LOOPBACK_V6);
+    if !v4 && !v6 {
+        return false;
+    }
+    if v4 && port == maps::listener_v4() || v6 && maps::listener_v6() != 0 && port == maps::listener_v6() {
         return true;
     }
-    maps::listener_v6() != 0 && port == maps::listener_v6() && address == Address::LOOPBACK_V6
+    // SAFETY: the value is not looked at.
+    unsafe { NETWORKS.get(Listening::key(port)) }.is_some()
 }

@@ -31,6 +31,30 @@ pub const MAX_PIECES: u32 = 16;
 /// connected for longest are forgotten; the daemon then asks `/proc`.
 pub const MAX_PIECES_KEPT: usize = 16_384;
 
+/// How many network namespaces beside the daemon's own may have listeners.
+pub const MAX_NETWORKS: usize = 256;
+
+/// The ports of the daemon's listeners in one network namespace, in host byte
+/// order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// On 127.0.0.1.
+    pub v4: u32,
+    /// On ::1; 0 where there is none.
+    pub v6: u32,
+}
+
+impl Listening {
+    /// Under which key a listener's port is entered beside the namespaces'
+    /// cookies, which count from 1: no two listeners have the same port,
+    /// wherever they are.
+    #[inline(always)]
+    pub const fn key(port: u32) -> u64 {
+        !(port as u64)
+    }
+}
+
 /// Where a redirected connection was meant to go, and who opened it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +254,10 @@ unsafe impl aya::Pod for Record {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Gate {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Listening {}
 
 // SAFETY: as above.
 #[cfg(feature = "user")]

@@ -6,8 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use retryscope_ebpf::{
-    COUNTERS, Counter, Gate, Handshake, MAX_HANDSHAKES, MAX_PIECES_KEPT, MAX_PORTS, MAX_PROCESSES, Piece, PieceKey,
-    Record,
+    COUNTERS, Counter, Gate, Handshake, Listening, MAX_HANDSHAKES, MAX_NETWORKS, MAX_PIECES_KEPT, MAX_PORTS,
+    MAX_PROCESSES, Piece, PieceKey, Record,
 };
 
 /// On a client's socket that was redirected. Freed with the socket.
@@ -35,6 +35,11 @@ pub(crate) static PORTS: HashMap<u32, u32, MAX_PORTS> = HashMap::new();
 /// since boot. Unused where a whole cgroup is the target.
 #[btf_map]
 pub(crate) static PROCESSES: HashMap<u32, u64, MAX_PROCESSES> = HashMap::new();
+
+/// The listeners in other network namespaces: by the namespace's cookie, and
+/// each by its own key.
+#[btf_map]
+pub(crate) static NETWORKS: HashMap<u64, Listening, { 3 * MAX_NETWORKS }> = HashMap::new();
 
 /// What the daemon can take; one entry.
 #[btf_map]

@@ -100,7 +100,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         {
             end(oldest)?;
         }
-        let anew = options.exec_every > 0 && number % options.exec_every == 0;
+        let anew = options.exec_every > 0 && number.is_multiple_of(options.exec_every);
         running.push_back(if anew { start(options, number)? } else { client.fork(number)? });
     }
     running.into_iter().try_for_each(end)

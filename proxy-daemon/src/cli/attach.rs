@@ -159,6 +159,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
+        if let Reach::Target(target) = &wanted.reach {
+            instance.look_around(target.clone()).await;
+        }
         say(&format!(
             "watching {shown}: connections made from now on to {}; those already open are not seen. Ctrl-C ends and reports.",
             ports_in_words(&wanted.ports)

@@ -115,7 +115,7 @@ impl Started {
                 let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
                     return Err(KeeperError::Gone);
                 };
-                let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, gate }, fail)?;
+                let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, networks: None, gate }, fail)?;
                 Ok(Self { child, channel, signing, pid, authority, redirect })
             }
             Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),

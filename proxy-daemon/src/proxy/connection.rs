@@ -30,6 +30,7 @@ use super::{
 use crate::{
     flow::{Failure, Moment},
     process::{self, Process},
+    redirect::Network,
     retry::{ConnectionKind, Passed, Problem},
     tls::{self, Asked, Hello, Opaque, Witness, hello},
 };
@@ -75,7 +76,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
     let process = proxy.processes.of(&redirected.owner);
     let Ok(address) = client.peer_addr() else { return };
     let accepted = proxy.account.clock.now();
-    let visit = Visit { proxy, process, client: address, origin: redirected.origin, accepted };
+    let visit =
+        Visit { proxy, process, client: address, origin: redirected.origin, network: redirected.network, accepted };
 
     let mut first = BytesMut::new();
     let mut early = None;
@@ -134,6 +136,7 @@ struct Visit<'a> {
     process: Arc<Process>,
     client: SocketAddr,
     origin: SocketAddr,
+    network: Network,
     accepted: Moment,
 }
 
@@ -153,7 +156,7 @@ impl Visit<'_> {
                     () = tokio::time::sleep(SILENCE) => {
                         let to = self.proxy.routes.upstream(None, self.origin);
                         tokio::select! {
-                            connected = socket::connect(&self.proxy.gate, to) => *early = Some(connected?),
+                            connected = socket::connect(&self.proxy.gate, self.network, to) => *early = Some(connected?),
                             () = left(client) => return Ok(Class::Gone),
                         }
                         continue;
@@ -376,7 +379,7 @@ impl Visit<'_> {
     /// as well. Where there is no upstream, there is nobody left to be told.
     async fn knock(&self) {
         let to = self.proxy.routes.upstream(None, self.origin);
-        let _ = tokio::time::timeout(GOODBYE, socket::connect(&self.proxy.gate, to)).await;
+        let _ = tokio::time::timeout(GOODBYE, socket::connect(&self.proxy.gate, self.network, to)).await;
     }
 
     /// Passes the connection on untouched.
@@ -430,7 +433,7 @@ impl Visit<'_> {
     async fn reach(&self, to: SocketAddr, early: Option<TcpStream>) -> io::Result<TcpStream> {
         match early {
             Some(early) if early.peer_addr().is_ok_and(|there| there == to) => Ok(early),
-            _ => socket::connect(&self.proxy.gate, to).await,
+            _ => socket::connect(&self.proxy.gate, self.network, to).await,
         }
     }
 

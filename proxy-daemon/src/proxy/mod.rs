@@ -8,6 +8,7 @@
 //! felt by a client whose upstream has none.
 mod capacity;
 mod connection;
+mod doors;
 mod exchange;
 mod failure;
 mod feed;
@@ -31,11 +32,12 @@ use std::{
 use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
 pub use capacity::{BELIEF, Capacity, PULSE};
+use doors::Doors;
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
 pub use findings::Findings;
@@ -45,6 +47,7 @@ pub use socket::{Gate, connect};
 
 use crate::{
     process::ProcessTable,
+    redirect::Door,
     tls::{Leaves, Servers, Upstream},
 };
 
@@ -104,18 +107,23 @@ impl Proxy {
     /// Accepts and serves until `drain` turns true and every connection has
     /// ended; or, once it drains, until `cut` turns true: what is still open
     /// is then closed, its attempts counted as cancelled.
+    ///
+    /// Doors to other network namespaces may be added all the while.
     pub async fn serve(
         self: Arc<Self>,
         v4: TcpListener,
         v6: Option<TcpListener>,
+        doors: mpsc::Receiver<Door>,
         mut drain: watch::Receiver<bool>,
         mut cut: watch::Receiver<bool>,
     ) {
         let mut connections = JoinSet::new();
+        let mut doors = Doors::new(doors);
         loop {
             let accepted = tokio::select! {
                 accepted = v4.accept() => accepted,
                 accepted = accept(v6.as_ref()) => accepted,
+                accepted = doors.accept() => accepted,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
                 _ = drain.wait_for(|draining| *draining) => break,
             };
@@ -128,6 +136,7 @@ impl Proxy {
                 () = async { drop(cut.wait_for(|cut| *cut).await) } => break,
                 accepted = v4.accept() => self.spawn(&mut connections, &drain, accepted).await,
                 accepted = accept(v6.as_ref()) => self.spawn(&mut connections, &drain, accepted).await,
+                accepted = doors.accept() => self.spawn(&mut connections, &drain, accepted).await,
                 ended = connections.join_next() => if ended.is_none() { return },
             }
         }

@@ -3,7 +3,7 @@ use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::redirect::{Counters, Redirected};
+use crate::redirect::{Counters, Network, Pending, Redirected};
 
 /// How connections come here and how ours avoid coming here: the kernel's
 /// redirect, or a test's stand-in.
@@ -15,16 +15,29 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
     /// What was counted on the way here.
     fn counters(&self) -> Counters;
 
+    /// A socket in a connection's network namespace; `None` where that is our
+    /// own.
+    fn socket_in(&self, network: Network, v6: bool) -> Option<Pending>;
+
     /// Marks a socket as ours before it connects.
     fn exempt(&self, socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
 }
 
-/// Connects past the redirect: to an upstream, or to where traces go.
+/// Connects past the redirect: to an upstream, or to where traces go. From the
+/// network namespace in which the client is.
 ///
 /// # Errors
 /// As `connect(2)`: the failure is the upstream's, to be mirrored.
-pub async fn connect(gate: &Arc<dyn Gate>, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+pub async fn connect(gate: &Arc<dyn Gate>, network: Network, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match gate.socket_in(network, to.is_ipv6()) {
+        None if to.is_ipv4() => TcpSocket::new_v4()?,
+        None => TcpSocket::new_v6()?,
+        Some(pending) => {
+            // Nobody answers once the namespace's last process is gone.
+            let made = pending.await.map_err(|_| io::ErrorKind::NetworkDown)??;
+            TcpSocket::from_std_stream(made.into())
+        }
+    };
     gate.exempt(socket.as_fd())?;
     let stream = socket.connect(to).await?;
     // Without it every exchange of small writes waits for delayed

@@ -48,6 +48,8 @@ pub struct Maps {
     pub exempt: OwnedFd,
     pub tally: OwnedFd,
     pub commands: OwnedFd,
+    /// For whoever may enter other network namespaces.
+    pub networks: Option<OwnedFd>,
     pub gate: OwnedFd,
 }
 
@@ -133,6 +135,7 @@ impl Attacher {
             exempt: self.loaded.map("EXEMPT")?,
             tally: self.loaded.map("TALLY")?,
             commands: self.loaded.map("COMMANDS")?,
+            networks: Some(self.loaded.map("NETWORKS")?),
             gate: self.loaded.map("GATE")?,
         })
     }

@@ -48,6 +48,10 @@ pub enum RedirectError {
     NeedsEbpfToRefuse,
     #[error("{ebpf}\nTPROXY, the other way, does not work either: {tproxy}")]
     Neither { ebpf: Box<RedirectError>, tproxy: Box<RedirectError> },
+    #[error("the network namespace of process {pid} cannot be entered ({cause}): run as root on the host")]
+    Network { pid: u32, cause: io::Error },
+    #[error("no port is free in a network namespace that no other listener has: too many are in use")]
+    NoPort,
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
 }
@@ -57,7 +61,12 @@ impl RedirectError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Permission { .. } | Self::Capability { .. } => 77,
-            Self::Kernel { .. } | Self::Listener { .. } | Self::NamespaceTaken { .. } | Self::Instances { .. } => 69,
+            Self::Kernel { .. }
+            | Self::Listener { .. }
+            | Self::Network { .. }
+            | Self::NoPort
+            | Self::NamespaceTaken { .. }
+            | Self::Instances { .. } => 69,
             Self::Ports { .. }
             | Self::NoCgroup { .. }
             | Self::NoProcess { .. }

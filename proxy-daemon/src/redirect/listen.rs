@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use nix::libc;
+use nix::{ifaddrs::getifaddrs, libc, net::if_::InterfaceFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::RedirectError;
@@ -25,6 +25,10 @@ pub struct Listeners {
 }
 
 pub(super) fn open() -> Result<Listeners, RedirectError> {
+    // Listening works without it, being reached does not.
+    if !loopback_is_up() {
+        return Err(RedirectError::Listener { address: "127.0.0.1", cause: io::ErrorKind::NetworkDown.into() });
+    }
     let v4 = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
         .map_err(|cause| RedirectError::Listener { address: "127.0.0.1", cause })?;
     let v6 = match listener(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
@@ -33,6 +37,12 @@ pub(super) fn open() -> Result<Listeners, RedirectError> {
         Err(cause) => return Err(RedirectError::Listener { address: "::1", cause }),
     };
     Ok(Listeners { v4, v6 })
+}
+
+fn loopback_is_up() -> bool {
+    let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
+    // Where the interfaces are not told, it may well be.
+    getifaddrs().map_or(true, |mut addresses| addresses.any(|address| address.flags.contains(up)))
 }
 
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -74,23 +84,28 @@ pub fn queue(listener: &impl AsFd) -> io::Result<(u32, u32)> {
 /// The number by which the kernel side tells this network namespace from
 /// others.
 pub(super) fn netns_cookie() -> Result<u64, RedirectError> {
-    let unknown = |cause: io::Error| RedirectError::Kernel {
-        what: "telling network namespaces apart (SO_NETNS_COOKIE)",
-        cause: cause.to_string(),
-        remedy: "Linux 5.14 or newer is needed",
-    };
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(unknown)?;
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| cookie_of(&socket)).map_err(|cause| {
+        RedirectError::Kernel {
+            what: "telling network namespaces apart (SO_NETNS_COOKIE)",
+            cause: cause.to_string(),
+            remedy: "Linux 5.14 or newer is needed",
+        }
+    })
+}
+
+/// That of the network namespace that a socket is in.
+pub(super) fn cookie_of(socket: &impl AsFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
     // SAFETY: the value and its length outlive the call, and agree.
     let result = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(unknown(io::Error::last_os_error())) }
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

@@ -155,7 +155,7 @@ impl Loaded {
 
     /// A map's descriptor, which keeps it.
     pub(super) fn map(&self, name: &str) -> Result<OwnedFd, RedirectError> {
-        let (Map::Array(map) | Map::LruHashMap(map) | Map::SkStorage(map) | Map::PerCpuArray(map)) =
+        let (Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::SkStorage(map) | Map::PerCpuArray(map)) =
             self.ebpf.map(name).ok_or_else(|| wrong_object(name))?
         else {
             return Err(wrong_object(name));

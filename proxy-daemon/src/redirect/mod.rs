@@ -23,6 +23,7 @@ mod gate;
 mod link;
 mod listen;
 mod load;
+mod network;
 mod pattern;
 mod probe;
 mod remembered;
@@ -40,7 +41,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -55,6 +56,7 @@ pub use forest::{Forest, Found};
 use gate::Gate;
 pub use gate::{Fail, shut};
 pub use listen::{Listeners, queue};
+pub use network::{Door, Network, Pending};
 pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
 pub use tally::Counters;
@@ -90,6 +92,8 @@ pub struct Redirected {
     /// as IPv4.
     pub origin: SocketAddr,
     pub owner: Owner,
+    /// Where it is, and where its upstream is to be reached from.
+    pub network: Network,
 }
 
 /// A redirection in force. It ends when this is dropped; the listeners should
@@ -103,6 +107,7 @@ pub struct Redirect {
     exempt: Mutex<SkStorage<MapData, u32>>,
     tally: PerCpuArray<MapData, u64>,
     remembered: remembered::Remembered,
+    networks: RwLock<network::Networks>,
     gate: Mutex<Gate>,
     /// Holds on to everything where connects are refused once this process is
     /// gone.
@@ -172,6 +177,8 @@ impl Redirect {
         places.insert(1, attachment);
         let redirect = Self::new(attacher.maps()?, options.fail)?;
         redirect.attached().places = places;
+        let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
+        redirect.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
         Ok((redirect, listeners))
     }
 
@@ -184,6 +191,7 @@ impl Redirect {
             exempt: Mutex::new(opened(maps.exempt)?),
             tally: opened(maps.tally)?,
             remembered: remembered::Remembered::new(opened(maps.commands)?),
+            networks: RwLock::new(network::Networks::new(maps.networks.map(opened).transpose()?)),
             gate: Mutex::new(Gate::new(maps.gate, fail)?.open()),
             warden: Mutex::default(),
         })
@@ -276,7 +284,7 @@ impl Redirect {
     /// if no redirect explains it: it must be closed.
     pub fn origin_of(&self, accepted: &impl AsFd) -> Result<Option<Redirected>, RedirectError> {
         match self.accepted.get(&accepted.as_fd().as_raw_fd(), 0) {
-            Ok(record) => Ok(Some(redirected(&record))),
+            Ok(record) => Ok(Some(redirected(&record, self.networks().of(accepted)))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(RedirectError::of("reading a connection's record", &error)),
         }
@@ -290,6 +298,28 @@ impl Redirect {
         exempt
             .insert(&socket.as_fd().as_raw_fd(), 1, 0)
             .map_err(|error| RedirectError::of("marking a socket as the daemon's own", &error))
+    }
+
+    /// Looks at which network namespaces the target's processes are in, opens
+    /// listeners where there are none yet, and closes them where nobody is
+    /// left. Reads `/proc`; a moment for hundreds of processes.
+    pub fn look_around(&self, target: &Target) -> Vec<Door> {
+        let pids = network::processes(target);
+        self.networks.write().unwrap_or_else(PoisonError::into_inner).look(pids)
+    }
+
+    /// Whether there are listeners in other network namespaces.
+    pub fn listens_elsewhere(&self) -> bool {
+        !self.networks().is_empty()
+    }
+
+    /// A socket in another network namespace; `None` where it is our own.
+    pub fn socket_in(&self, network: Network, v6: bool) -> Option<Pending> {
+        self.networks().socket(network, v6)
+    }
+
+    fn networks(&self) -> RwLockReadGuard<'_, network::Networks> {
+        self.networks.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the kernel side has counted so far.
@@ -338,11 +368,11 @@ fn opened<M: TryFrom<Map, Error = MapError>>(map: OwnedFd) -> Result<M, Redirect
         .map_err(|error| RedirectError::of("opening the maps", &error))
 }
 
-fn redirected(record: &Record) -> Redirected {
+fn redirected(record: &Record, network: Network) -> Redirected {
     let port = u16::try_from(record.origin_port).unwrap_or_default();
     let address = Ipv6Addr::from(record.origin.octets());
     let address = if record.origin.is_v4() { address.to_canonical() } else { IpAddr::V6(address) };
-    Redirected { origin: SocketAddr::new(address, port), owner: owner(record) }
+    Redirected { origin: SocketAddr::new(address, port), owner: owner(record), network }
 }
 
 fn owner(record: &Record) -> Owner {
@@ -397,9 +427,9 @@ mod tests {
 
     #[test]
     fn mapped_origins_come_out_as_v4() {
-        let mapped = redirected(&record(Address::v4(u32::from_ne_bytes([192, 0, 2, 1]))));
+        let mapped = redirected(&record(Address::v4(u32::from_ne_bytes([192, 0, 2, 1]))), Network::default());
         assert_eq!(mapped.origin.to_string(), "192.0.2.1:443");
-        assert_eq!(redirected(&record(Address::LOOPBACK_V6)).origin.to_string(), "[::1]:443");
+        assert_eq!(redirected(&record(Address::LOOPBACK_V6), Network::default()).origin.to_string(), "[::1]:443");
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Counters {
                 self.direct_bound_device,
                 "the socket was bound to a network device, from which the loopback cannot be reached",
             ),
-            (self.direct_other_netns, "the process was in another network namespace"),
+            (self.direct_other_netns, "the process was in a network namespace in which nobody listened (yet)"),
             (self.direct_no_listener, "it was IPv6, and this machine has no ::1"),
             (self.direct_link_local, "the destination was link-local"),
             (self.direct_stalled, "retryscope did not answer in time (it was stopped, or starved of processor time)"),

@@ -6,7 +6,7 @@
 use std::{io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
 
 use super::{
-    Counters, Fail, Listeners, Options, Redirect, RedirectError, Redirected, Target,
+    Counters, Door, Fail, Listeners, Network, Options, Pending, Redirect, RedirectError, Redirected, Target,
     tproxy::{self, Tproxy},
 };
 use crate::process::{CommandLine, Memory, Owner};
@@ -144,6 +144,31 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.exempt(socket),
             By::Tproxy(tproxy) => tproxy.exempt(socket),
+        }
+    }
+
+    /// As [`Redirect::look_around`]. TPROXY takes one network namespace, its
+    /// own.
+    pub fn look_around(&self, target: &Target) -> Vec<Door> {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.look_around(target),
+            By::Tproxy(_) => Vec::new(),
+        }
+    }
+
+    /// Whether there are listeners in other network namespaces.
+    pub fn listens_elsewhere(&self) -> bool {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.listens_elsewhere(),
+            By::Tproxy(_) => false,
+        }
+    }
+
+    /// A socket in another network namespace; `None` where it is our own.
+    pub fn socket_in(&self, network: Network, v6: bool) -> Option<Pending> {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.socket_in(network, v6),
+            By::Tproxy(_) => None,
         }
     }
 

@@ -59,9 +59,14 @@ pub struct TestCgroup {
 
 impl TestCgroup {
     pub fn new() -> Self {
+        Self::of_kind("")
+    }
+
+    /// One whose name ends so, as `.service`.
+    pub fn of_kind(kind: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         clients::root();
-        let name = format!("retryscope-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!("retryscope-test-{}-{}{kind}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = mount().join(name);
         std::fs::create_dir(&path).unwrap_or_else(|error| panic!("making {}: {error}", path.display()));
         Self { path }

@@ -29,6 +29,7 @@ pub mod lingering;
 pub mod looping;
 pub mod machine;
 pub mod peer;
+pub mod podman;
 pub mod process;
 pub mod report;
 pub mod run;

@@ -8,6 +8,7 @@
 mod direct;
 mod gate;
 mod lifetime;
+mod network;
 mod owner;
 mod peername;
 mod several;

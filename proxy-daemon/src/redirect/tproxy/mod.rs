@@ -46,7 +46,7 @@ use self::{
     sockets::Sockets,
     table::Table,
 };
-use super::{Counters, Listeners, RedirectError, Redirected, cgroup};
+use super::{Counters, Listeners, Network, RedirectError, Redirected, cgroup};
 
 /// Room for fewer connections than these is none: the table cannot count down,
 /// and more may come before it is told again.
@@ -151,7 +151,7 @@ impl Tproxy {
         }
         self.handed_over.fetch_add(1, Ordering::Relaxed);
         let (origin, client) = (sockets::canonical(origin), sockets::canonical(client));
-        Ok(Some(Redirected { origin, owner: self.owners.of(client, origin) }))
+        Ok(Some(Redirected { origin, owner: self.owners.of(client, origin), network: Network::default() }))
     }
 
     /// Marks a socket of the daemon's own: its packets are left alone. Call

@@ -25,7 +25,10 @@ use tokio::{
 };
 
 use super::{Batch, Settings, Signal};
-use crate::proxy::{Gate, connect};
+use crate::{
+    proxy::{Gate, connect},
+    redirect::Network,
+};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,7 +164,7 @@ impl Pusher {
         let to = (self.settings.host.clone(), self.settings.port);
         let addresses: Vec<_> = tokio::net::lookup_host(to).await?.collect();
         for address in addresses {
-            match connect(&self.gate, address).await {
+            match connect(&self.gate, Network::default(), address).await {
                 Ok(stream) => {
                     return match self.settings.tls.clone() {
                         None => self.handshake(stream).await,
