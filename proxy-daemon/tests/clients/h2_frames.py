@@ -1,11 +1,12 @@
 """An HTTP/2 client by the frame, which does what it is told and no more: h2_frames.py HOST, steps as JSON on stdin.
 
-Steps: {"first": [[NAME, VALUE], ..]} (the first settings), {"unread": [ID, ..]} (their windows are never opened again), {"open": ID, "fields": [[NAME, VALUE], ..],
-"end": BOOL, "on": HEX} (with a priority; a second time its trailers), {"upload": [ID, N]} (N bytes as the windows allow, until the stream is over), {"finish": ID} (an empty
-last frame), {"say": [KIND, FLAGS, ID, HEX]} (any frame), and what is waited for: {"got": [ID, N]} (N bytes),
-{"ended": ID}, {"reset": ID}, {"settled": N} (N SETTINGS), {"pong": HEX}, {"pinged": HEX}, {"goodbye": true},
-{"eof": true}. Prints one JSON object: the streams, the settings, the goodbyes with their reasons, what came in which
-order, and how it ended.
+Steps: {"first": [[NAME, VALUE], ..]} (the first settings), {"unread": [ID, ..]} (their windows are never opened again),
+{"open": ID, "fields": [[NAME, VALUE], ..], "end": BOOL, "on": HEX} (with a priority; a second time its trailers),
+{"upload": [ID, N]} (N bytes as the windows allow, until the stream is over), {"finish": ID} (an empty last frame),
+{"say": [KIND, FLAGS, ID, HEX]} (any frame), and what is waited for: {"got": [ID, N]} (N bytes), {"ended": ID},
+{"reset": ID}, {"settled": N} (N SETTINGS), {"pong": HEX}, {"pinged": HEX}, {"goodbye": true}, {"eof": true}.
+Prints one JSON object: the streams, the settings, the goodbyes with their reasons, what came in which order, and how
+it ended.
 
 No library between: those refuse a connection after its GOAWAY, and requests that are out of the ordinary.
 """
