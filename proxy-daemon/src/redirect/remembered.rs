@@ -36,23 +36,26 @@ pub(super) struct Remembered {
 
 impl Remembered {
     pub(super) fn new(commands: HashMap<MapData, PieceKey, Piece>) -> Self {
-        let tree = Mount::find().ok().and_then(|mount| {
-            let directory = fs::File::open(mount.point()).ok()?;
-            Some((mount, directory.into()))
-        });
-        Self { commands, tree, paths: Mutex::new(LruCache::new(MAX_PATHS)) }
+        Self { commands, tree: tree(), paths: Mutex::new(LruCache::new(MAX_PATHS)) }
     }
+}
 
-    /// The directory of a cgroup by its inode number.
-    fn directory(&self, mount: &Mount, tree: &OwnedFd, id: u64) -> Option<PathBuf> {
-        let opened = match open_by_id(tree, id) {
-            Ok(opened) => opened,
-            // Not for us to open so; it may still be found.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return walk(mount.point(), id),
-            Err(_) => return None,
-        };
-        fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).ok()
-    }
+/// The directory of a cgroup by its inode number.
+pub(super) fn directory(mount: &Mount, tree: &OwnedFd, id: u64) -> Option<PathBuf> {
+    let opened = match open_by_id(tree, id) {
+        Ok(opened) => opened,
+        // Not for us to open so; it may still be found.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return walk(mount.point(), id),
+        Err(_) => return None,
+    };
+    fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).ok()
+}
+
+/// The cgroup tree as far as it is mounted, and its top, opened.
+pub(super) fn tree() -> Option<(Mount, OwnedFd)> {
+    let mount = Mount::find().ok()?;
+    let directory = fs::File::open(mount.point()).ok()?;
+    Some((mount, directory.into()))
 }
 
 impl Memory for Remembered {
@@ -79,7 +82,7 @@ impl Memory for Remembered {
             return Some(known.clone());
         }
         let (mount, tree) = self.tree.as_ref()?;
-        let path = mount.path_of(&self.directory(mount, tree, id)?)?;
+        let path = mount.path_of(&directory(mount, tree, id)?)?;
         paths.put(id, path.clone());
         Some(path)
     }

@@ -17,8 +17,8 @@ use std::{
     hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    os::fd::OwnedFd,
+    path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -32,7 +32,10 @@ use procfs::process::{FDTarget, Process};
 use super::sockets::{Holder, Sockets};
 use crate::{
     process::{self, Owner, ProcessKey},
-    redirect::cgroup,
+    redirect::{
+        cgroup::{self, Mount},
+        remembered,
+    },
 };
 
 /// Users in cgroups whose last processes are remembered: they are asked first.
@@ -42,8 +45,6 @@ const RECENT_EACH: usize = 8;
 const MAX_NEIGHBOURS: usize = 64;
 /// Cgroups whose directories are remembered, or that there is none.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
-/// Directories that are looked through for one of them.
-const MAX_TREE: usize = 16_384;
 /// After so many looks in vain, a cgroup's processes count as invisible for a
 /// while.
 const BLIND_AFTER: u32 = 3;
@@ -53,6 +54,8 @@ const BLIND_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Owners {
     sockets: Mutex<Sockets>,
     search: Mutex<Search>,
+    /// `None` where no tree is mounted.
+    tree: Option<(Mount, OwnedFd)>,
     paths: Mutex<LruCache<u64, Option<PathBuf>>>,
     by_cgroup: AtomicU64,
     by_address: AtomicU64,
@@ -63,6 +66,7 @@ impl Owners {
         Self {
             sockets: Mutex::new(sockets),
             search: Mutex::new(Search::new()),
+            tree: remembered::tree(),
             paths: Mutex::new(LruCache::new(MAX_PATHS)),
             by_cgroup: AtomicU64::default(),
             by_address: AtomicU64::default(),
@@ -102,10 +106,7 @@ impl Owners {
 
     fn of_cgroup(&self, holder: Holder) -> Owner {
         let id = holder.cgroup_id;
-        let path = self.directory(id).and_then(|directory| {
-            let mount = cgroup::Mount::find().ok()?;
-            Some(format!("/{}", directory.strip_prefix(mount.point()).unwrap_or(Path::new("")).display()))
-        });
+        let path = self.tree.as_ref().and_then(|(mount, _)| mount.path_of(&self.directory(id)?));
         let name = path.as_deref().and_then(|path| {
             let container = process::container(path).map(|id| format!("container {}", id.get(..12).unwrap_or(id)));
             container.or_else(|| process::unit(path).map(str::to_owned))
@@ -115,8 +116,11 @@ impl Owners {
         Owner { uid: holder.uid, cgroup_id: id, cgroup: path, ..group(id, name) }
     }
 
+    /// The directory of a cgroup, as far as the tree is visible here.
     fn directory(&self, id: u64) -> Option<PathBuf> {
-        locked(&self.paths).get_or_insert(id, || directory_of(id)).clone()
+        let (mount, tree) = self.tree.as_ref()?;
+        let look_up = || remembered::directory(mount, tree, id).filter(|path| mount.path_of(path).is_some());
+        locked(&self.paths).get_or_insert(id, look_up).clone()
     }
 
     /// The processes of a cgroup, where they are few. A socket's process may
@@ -157,36 +161,18 @@ fn of_address(address: IpAddr) -> Owner {
 fn of_process(pid: u32, holder: Holder) -> Option<Owner> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let stat = process.stat().ok()?;
+    let status = process.status().ok();
+    let inner = status.as_ref().and_then(|status| status.nspid.as_ref()?.last().copied());
     Some(Owner {
         key: ProcessKey { pid, start_ticks: stat.starttime },
         tid: pid,
         parent: u32::try_from(stat.ppid).unwrap_or_default(),
         uid: holder.uid,
-        gid: process.status().map_or(0, |status| status.egid),
+        gid: status.map_or(0, |status| status.egid),
         cgroup_id: holder.cgroup_id,
-        start_boottime: 0,
-        image: 0,
-        arguments: 0,
-        command_len: 0,
-        inner: None,
-        comm: stat.comm,
-        cgroup: None,
+        inner: inner.and_then(|inner| u32::try_from(inner).ok()),
+        ..group(0, stat.comm)
     })
-}
-
-/// The directory of the cgroup with this id, as far as the tree is visible
-/// here.
-fn directory_of(id: u64) -> Option<PathBuf> {
-    let mount = cgroup::Mount::find().ok()?;
-    let mut waiting = vec![mount.point().to_owned()];
-    for _ in 0..MAX_TREE {
-        let directory = waiting.pop()?;
-        if fs::metadata(&directory).is_ok_and(|data| data.ino() == id) {
-            return Some(directory);
-        }
-        waiting.extend(cgroup::children(&directory).unwrap_or_default());
-    }
-    None
 }
 
 /// What was found by looking through `/proc`.
