@@ -53,7 +53,8 @@ fn a_killed_daemon_leaves_nothing() {
     assert_eq!(gateway.tables(), ["table inet retryscope_1"]);
     kill(Pid::from_raw(attached.running.pid), Signal::SIGKILL).expect("killing the daemon");
     attached.running.finish(SOON).code(128 + 9);
-    assert!(gateway.tables().is_empty(), "a table is left");
+    // Whoever clears the routes holds the number meanwhile, with an empty table.
+    assert!(!gateway.nft("list ruleset").contains("tproxy"), "a table is left");
     for host in SERVER {
         assert!(!client.asks(host), "{host}");
     }

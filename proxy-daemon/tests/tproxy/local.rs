@@ -226,7 +226,8 @@ fn a_killed_daemon_leaves_nothing() {
     kill(Pid::from_raw(attached.running.pid), Signal::SIGKILL).expect("killing the daemon");
     attached.running.finish(SOON).code(128 + 9);
     println!("the daemon was gone after {:?}", killed.elapsed());
-    assert!(world.client.tables().is_empty(), "a table is left");
+    // Whoever clears the routes holds the number meanwhile, with an empty table.
+    assert!(!world.client.nft("list ruleset").contains("tproxy"), "a table is left");
     for host in SERVER {
         assert!(!client.asks(host), "{host}");
     }
