@@ -219,9 +219,11 @@ fn sources(python: &Path) -> Result<()> {
             continue;
         }
         step(&format!("Fetching the sources of {package}"));
+        // Of this alone: what it is built with comes built.
+        let name = package.split_once("==").map_or(*package, |(name, _)| name);
         let mut pip = Command::new(python);
         pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
-        pip.args(["--no-binary", ":all:", "--dest"]).arg(&folder).arg(package);
+        pip.args(["--no-binary", name, "--dest"]).arg(&folder).arg(package);
         system::run(&mut pip).context("pip could not fetch the sources: is the package index reachable?")?;
     }
     Ok(())

@@ -1,8 +1,8 @@
 """Starts processes that connect, say a TLS hello and end at once.
 
-    leave.py ADDRESS NAME COUNT     once a line comes on stdin: forks COUNT of
-                                    them, and starts as many programs; prints
-                                    who they were, as JSON
+    leave.py ADDRESS NAME COUNT     COUNT times, whenever a line comes on stdin:
+                                    forks one of them, and starts one as a
+                                    program; prints who they were, as JSON
     leave.py ADDRESS NAME WORD...   is one of them
 """
 import json, os, socket, ssl, subprocess, sys
@@ -32,9 +32,9 @@ def command():
 said = hello()
 if words[0].isdigit():
     print("ready", flush=True)
-    sys.stdin.readline()
-    told = []
     for number in range(int(words[0])):
+        sys.stdin.readline()
+        told = []
         child = os.fork()
         if child == 0:
             leave(said)
@@ -45,7 +45,7 @@ if words[0].isdigit():
         program = subprocess.Popen(anew)
         assert program.wait() == 0
         told.append({"pid": program.pid, "command": " ".join(anew)})
-    print("told " + json.dumps(told), flush=True)
+        print(f"told {number} " + json.dumps(told), flush=True)
     sys.stdin.readline()
 else:
     leave(said)
