@@ -1,5 +1,6 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
+mod held;
 mod instance;
 mod rules;
 
@@ -55,6 +56,7 @@ impl Server {
         let router = Router::new()
             .merge(instance::routes())
             .merge(rules::routes())
+            .merge(held::routes())
             .layer(middleware::from_fn_with_state(access, authorise))
             .layer(DefaultBodyLimit::max(MAX_REQUEST))
             .with_state(controlled);
