@@ -36,7 +36,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use access::Access;
-pub use client::{Client, ClientError, all, find, named};
+pub use client::{Client, ClientError, Following, all, find, named};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
     Released, Verdict, Withdrawn,
