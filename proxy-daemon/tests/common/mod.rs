@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod clients;
 pub mod daemon;
 pub mod frames;
+pub mod hand;
 pub mod lingering;
 pub mod looping;
 pub mod machine;
