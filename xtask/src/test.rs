@@ -133,6 +133,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sysctl", "procps"),
     ("systemd-analyze", "systemd"),
     ("systemd-nspawn", "systemd-container"),
+    ("tmux", "tmux"),
+    ("vim.tiny", "vim-tiny"),
     ("wget", "wget"),
 ];
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::Running;
 
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The current clients, and a botocore from before standard mode retried a
 /// bare 429.
