@@ -217,6 +217,7 @@ impl Job {
                 upstream: checked.upstream,
                 events,
                 timeline: options.wants_timeline(),
+                keep: options.keep,
                 metrics: checked.metrics,
                 statsd: checked.statsd,
                 otlp: checked.otlp,

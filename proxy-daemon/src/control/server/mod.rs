@@ -1,5 +1,7 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
+mod attempts;
+mod extract;
 mod instance;
 mod rules;
 
@@ -11,13 +13,15 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{Method, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Response},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     Access, Controlled, FOLDER, Refused, SOCKET,
@@ -52,9 +56,10 @@ pub struct Server(JoinHandle<()>);
 
 impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
-        let router = Router::new()
-            .merge(instance::routes())
-            .merge(rules::routes())
+        let (router, _) = routes().split_for_parts();
+        let router = router
+            .fallback(unknown)
+            .method_not_allowed_fallback(unable)
             .layer(middleware::from_fn_with_state(access, authorise))
             .layer(DefaultBodyLimit::max(MAX_REQUEST))
             .with_state(controlled);
@@ -65,6 +70,41 @@ impl Server {
             }
         }))
     }
+}
+
+/// Every route, and its description.
+fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .merge(instance::routes())
+        .merge(rules::routes())
+        .merge(attempts::routes())
+}
+
+/// The description of all routes (OpenAPI 3.1).
+pub fn document() -> OpenApi {
+    routes().into_openapi()
+}
+
+/// retryscope's local API: what its own views use. Within v1, fields and
+/// routes are added, never renamed or given another meaning. Every refusal is
+/// JSON with one sentence in `error`.
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "retryscope",
+    version = "1",
+    license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+))]
+struct ApiDoc;
+
+async fn unknown(uri: Uri) -> Response {
+    refused(StatusCode::NOT_FOUND, &format!("there is nothing at {}; /v1/openapi.json tells what there is", uri.path()))
+}
+
+async fn unable(method: Method, uri: Uri) -> Response {
+    refused(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &format!("{method} means nothing at {}; /v1/openapi.json tells what does", uri.path()),
+    )
 }
 
 impl Drop for Server {
