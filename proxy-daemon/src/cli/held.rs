@@ -227,8 +227,8 @@ pub(super) fn show(event: &HoldEvent, json: bool) -> io::Result<()> {
         event if json => format!("{}\n", serde_json::to_string(event).unwrap_or_default()),
         HoldEvent::Held(held) => block(held, false),
         HoldEvent::Released(released) => line(released),
-        HoldEvent::Over(id) => format!("intercept {id} holds no more attempts\n"),
-        HoldEvent::Skipped(events) => format!("({events} events are missing here: this was too slow)\n"),
+        HoldEvent::Over(over) => format!("intercept {} holds no more attempts\n", over.intercept),
+        HoldEvent::Skipped(events) => format!("({} events are missing here: this was too slow)\n", events.skipped),
     };
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

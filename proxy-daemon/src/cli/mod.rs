@@ -11,6 +11,7 @@ mod config;
 mod daemon;
 mod doctor;
 mod edit;
+mod flows;
 mod held;
 mod intercept;
 mod log;
@@ -77,6 +78,8 @@ enum Command {
     Ca(ca::Args),
     /// Show the report of a running instance, or of a file; compare two
     Report(report::Args),
+    /// Show a running instance's attempts, a line for each as it ends
+    Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Have attempts wait for you, at their request or their response
@@ -178,6 +181,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Intercept(args) => intercept::run(args),
         Command::Held(args) => held::list(&args),

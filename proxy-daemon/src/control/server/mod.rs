@@ -1,5 +1,7 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
+mod attempts;
+mod extract;
 mod held;
 mod instance;
 mod rules;
@@ -12,13 +14,15 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{Method, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Response},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     Access, Controlled, FOLDER, Refused, SOCKET,
@@ -53,10 +57,10 @@ pub struct Server(JoinHandle<()>);
 
 impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
-        let router = Router::new()
-            .merge(instance::routes())
-            .merge(rules::routes())
-            .merge(held::routes())
+        let (router, _) = routes().split_for_parts();
+        let router = router
+            .fallback(unknown)
+            .method_not_allowed_fallback(unable)
             .layer(middleware::from_fn_with_state(access, authorise))
             .layer(DefaultBodyLimit::max(MAX_REQUEST))
             .with_state(controlled);
@@ -67,6 +71,42 @@ impl Server {
             }
         }))
     }
+}
+
+/// Every route, and its description.
+fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .merge(instance::routes())
+        .merge(rules::routes())
+        .merge(attempts::routes())
+        .merge(held::routes())
+}
+
+/// The description of all routes (OpenAPI 3.1).
+pub fn document() -> OpenApi {
+    routes().into_openapi()
+}
+
+/// retryscope's local API: what its own views use. Within v1, fields and
+/// routes are added, never renamed or given another meaning. Every refusal is
+/// JSON with one sentence in `error`.
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "retryscope",
+    version = "1",
+    license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+))]
+struct ApiDoc;
+
+async fn unknown(uri: Uri) -> Response {
+    refused(StatusCode::NOT_FOUND, &format!("there is nothing at {}; /v1/openapi.json tells what there is", uri.path()))
+}
+
+async fn unable(method: Method, uri: Uri) -> Response {
+    refused(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &format!("{method} means nothing at {}; /v1/openapi.json tells what does", uri.path()),
+    )
 }
 
 impl Drop for Server {
@@ -80,4 +120,20 @@ type Shared = State<Arc<Controlled>>;
 
 pub(in crate::control) fn refused(status: StatusCode, error: &impl ToString) -> Response {
     (status, Json(Refused { error: error.to_string() })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    /// What is documented is what the handlers are.
+    #[test]
+    fn the_description_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let document = serde_json::to_value(super::document()).expect("JSON");
+        let text = format!("{document:#}\n");
+        if std::env::var_os("RETRYSCOPE_BLESS").is_some() {
+            return std::fs::write(path, text).expect("writing");
+        }
+        let kept = std::fs::read_to_string(path).expect("the file");
+        assert!(kept == text, "run this test with RETRYSCOPE_BLESS=1 to write {path} anew");
+    }
 }
