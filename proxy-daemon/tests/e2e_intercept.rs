@@ -22,7 +22,8 @@ struct Scene {
     app: RunningRun,
     hand: Hand,
     upstream: Upstream,
-    _ca: TestCa,
+    ca: TestCa,
+    dir: tempfile::TempDir,
 }
 
 /// A command in `run` that waits to be told to begin.
@@ -40,7 +41,8 @@ fn scene_with(command: impl IntoIterator<Item = OsString>, options: &[&str]) -> 
     let app = run.start(gated(command));
     let hand = Hand::on(&app);
     until("the instance answers", SOON, || hand.type_in(&["held"]).code.eq(&0).then_some(()));
-    Scene { app, hand, upstream, _ca: ca }
+    let dir = tempfile::tempdir().expect("a folder");
+    Scene { app, hand, upstream, ca, dir }
 }
 
 impl Scene {
@@ -169,7 +171,7 @@ fn a_response_is_changed() {
 fn untouched_is_untouched() {
     for protocol in PROTOCOLS {
         let mut scene = scene(curl(&[protocol, "-i", &url("/bytes/70000?chunked"), &url("/trailers")]));
-        let direct = Run::direct().to(NAME, scene.upstream.address, &scene._ca);
+        let direct = Run::direct().to(NAME, scene.upstream.address, &scene.ca);
         let direct = direct.go(curl(&[protocol, "-i", &url("/bytes/70000?chunked"), &url("/trailers")])).ok();
         let watcher = scene.hand.intercept(&["~all", "--at", "both"]);
         scene.go();
@@ -242,7 +244,7 @@ fn a_request_is_changed() {
 impl Scene {
     /// A file with these words.
     fn hand_file(&self, words: &str) -> PathBuf {
-        let (_, path) = tempfile::NamedTempFile::new().expect("a file").keep().expect("a file");
+        let path = self.dir.path().join("words");
         std::fs::write(&path, words).expect("writing");
         path
     }
@@ -511,6 +513,7 @@ fn an_editor() {
     assert!(wrong.stderr.contains("the first line is a status") && wrong.stderr.contains("#1 stays held"), "{wrong}");
     let kept = wrong.stderr.trim_end().rsplit(' ').next().expect("a path");
     assert!(std::fs::read_to_string(kept).expect("what was written").contains("\nno\n"), "{wrong}");
+    std::fs::remove_file(kept).expect("removing it");
     // Wrong, then right, with the reason on top.
     let script = "/^no$/{s/no/429 Slow/;b};s/^200.*/no/;s/^hello.*/other words/";
     let mended = scene.edit(&editor(&scene, script), "1").ok();

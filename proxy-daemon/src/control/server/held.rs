@@ -41,7 +41,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
         .merge(one)
 }
 
-fn wrong(error: HoldError) -> Problem {
+fn wrong(error: &HoldError) -> Problem {
     let status = match error {
         HoldError::NotHeld(_) | HoldError::NoIntercept(_) => StatusCode::NOT_FOUND,
         HoldError::TooMany | HoldError::Closed => StatusCode::CONFLICT,
@@ -85,7 +85,8 @@ async fn intercept(
     if new.count == Some(0) {
         return Err(meaningless("an intercept that holds 0 attempts does nothing"));
     }
-    let added = it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count).map_err(wrong)?;
+    let added =
+        it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count).map_err(|error| wrong(&error))?;
     Ok((StatusCode::CREATED, Json(InterceptView::of(&added))))
 }
 
@@ -97,7 +98,7 @@ async fn intercept(
     responses((status = 200, body = Withdrawn), Wrong, Absent)
 )]
 async fn withdraw(State(it): Shared, Named(id): Named<u64>) -> Result<Json<Withdrawn>, Problem> {
-    let released = it.account.holds.remove(id).map_err(wrong)?;
+    let released = it.account.holds.remove(id).map_err(|error| wrong(&error))?;
     Ok(Json(Withdrawn { released }))
 }
 
@@ -116,7 +117,7 @@ async fn held(State(it): Shared) -> Json<HeldList> {
     responses((status = 200, body = HeldInFull), Wrong, Absent)
 )]
 async fn one(State(it): Shared, Named(id): Named<u64>) -> Result<Json<HeldInFull>, Problem> {
-    let held = it.account.holds.get(id).map_err(wrong)?;
+    let held = it.account.holds.get(id).map_err(|error| wrong(&error))?;
     Ok(Json(HeldInFull::of(&held, it.account.clock)))
 }
 
@@ -135,9 +136,9 @@ async fn decide(
     Given(verdict): Given<Verdict>,
 ) -> Result<Json<Released>, Problem> {
     let holds = &it.account.holds;
-    let held = holds.get(id).map_err(wrong)?;
+    let held = holds.get(id).map_err(|error| wrong(&error))?;
     let decision = verdict.decision().map_err(meaningless)?;
-    let how = holds.decide(id, decision).map_err(wrong)?;
+    let how = holds.decide(id, decision).map_err(|error| wrong(&error))?;
     Ok(Json(Released::of(&held, how, it.account.clock.now())))
 }
 
