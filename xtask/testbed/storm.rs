@@ -8,12 +8,13 @@
 //! is this program started anew, with arguments of its own.
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,6 +28,9 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 use serde_json::json;
 
 use crate::certificates;
+
+/// For how long a connect that is refused is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -160,11 +164,25 @@ impl Client {
 
     /// The answer.
     fn request(&self, path: &str, session: ClientConnection) -> Result<Vec<u8>> {
-        let mut stream = StreamOwned::new(session, TcpStream::connect(self.address).context("cannot connect")?);
+        let mut stream = StreamOwned::new(session, self.connect().context("cannot connect")?);
         write!(stream, "GET /{path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.name)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).context("cannot read the answer")?;
         Ok(answer)
+    }
+
+    /// As a client that tries again: with `--fail closed`, a connect is refused
+    /// while a busy machine keeps the daemon from answering.
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let began = Instant::now();
+        loop {
+            match TcpStream::connect(self.address) {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && began.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
+        }
     }
 
     fn fork(&self, number: u32) -> Result<Started> {
