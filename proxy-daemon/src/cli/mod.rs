@@ -10,6 +10,7 @@ mod ca;
 mod config;
 mod daemon;
 mod doctor;
+mod flows;
 mod log;
 mod options;
 mod otlp;
@@ -74,6 +75,8 @@ enum Command {
     Ca(ca::Args),
     /// Show the report of a running instance, or of a file; compare two
     Report(report::Args),
+    /// Show a running instance's attempts, a line for each as it ends
+    Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };
