@@ -19,6 +19,7 @@ mod reload;
 mod report;
 mod rules;
 mod run;
+mod save;
 mod scene;
 mod signals;
 mod user;
@@ -134,7 +135,9 @@ pub fn main() -> ExitCode {
         [hidden, descriptor, cgroup] if hidden == launch::LAUNCH => {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
-        [hidden] if hidden == janitor::JANITOR => return janitor::main(crate::redirect::sweep),
+        [hidden] if hidden == janitor::JANITOR => {
+            return janitor::main(crate::redirect::sweep, |recording| drop(crate::report::recording::mend(recording)));
+        }
         [hidden] if hidden == warden::WARDEN => {
             return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
         }

@@ -121,6 +121,9 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(super) events: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(super) save: super::save::Save,
+
     /// Serve Prometheus metrics at this address, under /metrics
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464")]
     metrics: Option<SocketAddr>,

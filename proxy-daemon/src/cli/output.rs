@@ -151,6 +151,17 @@ pub(super) fn report_of(
             notes.push(format!("The disk was too slow for --events: {} attempts are not in the file.", events.dropped));
         }
     }
+    if let (Some(recording), Some(path)) = (&finished.recording, options.save.path()) {
+        notes.extend(recording.error.as_ref().map(|error| {
+            let mut sentence = report::recording::stopped(&path, error);
+            sentence.replace_range(..1, "T");
+            format!("{sentence}.")
+        }));
+        if recording.dropped > 0 {
+            notes
+                .push(format!("The disk was too slow for --save: {} attempts are not in the file.", recording.dropped));
+        }
+    }
     let mut redirect = serde_json::to_value(finished.redirect).unwrap_or_default();
     if let (Some(redirect), Ok(serde_json::Value::Object(proxy))) =
         (redirect.as_object_mut(), serde_json::to_value(finished.proxy))

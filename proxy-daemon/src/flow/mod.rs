@@ -5,11 +5,13 @@
 //! Out: [`Attempt`], the one record that rules, the ledger and every view
 //! share. Nothing here does I/O or reads a clock.
 pub mod aws;
+pub mod capture;
 pub mod complaint;
 pub mod content;
 pub mod filter;
 mod headers;
 pub mod record;
+pub mod redact;
 pub mod route;
 
 use std::{
@@ -20,6 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use capture::{Capture, Captured};
 pub use complaint::Complaint;
 pub use headers::Headers;
 
@@ -275,6 +278,8 @@ pub struct Attempt {
     /// HTTP/1 with a length, before it where chunked).
     pub sent: u64,
     pub received: u64,
+    /// What a recording has besides; empty until it has ended.
+    pub captured: Option<Arc<Captured>>,
 }
 
 impl Attempt {
@@ -304,6 +309,7 @@ impl Attempt {
             ended: None,
             sent: 0,
             received: 0,
+            captured: None,
         }
     }
 

@@ -15,12 +15,12 @@ use std::{
 
 use bytes::Bytes;
 
-use super::Feed;
+use super::{Feed, recorded::Recorded};
 
 use crate::{
     flow::{
-        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Link, Moment, Protocol,
-        Request, Response, complaint, content,
+        self, Attempt, Capture, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Link, Moment,
+        Protocol, Request, Response, complaint, content,
     },
     process::Process,
     retry::{BodyDigest, Fingerprint, Hint, Ledger},
@@ -48,13 +48,22 @@ pub struct Account {
     pub rules: Rules,
     /// Ended attempts, for whoever watches.
     pub feed: Feed,
+    /// Where somebody records.
+    pub capture: Option<Capture>,
     ledger: Mutex<Ledger>,
     connections: AtomicU64,
 }
 
 impl Account {
     pub fn new(clock: Clock, rules: Rules, ledger: Ledger) -> Self {
-        Self { clock, rules, feed: Feed::default(), ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
+        Self {
+            clock,
+            rules,
+            feed: Feed::default(),
+            capture: None,
+            ledger: Mutex::new(ledger),
+            connections: AtomicU64::new(0),
+        }
     }
 
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -140,6 +149,8 @@ pub(super) struct Exchange {
     /// The start of a failure's body, as framed.
     complaint: Vec<u8>,
     grpc_status: Option<Vec<u8>>,
+    /// Where somebody records.
+    recorded: Option<Box<Recorded>>,
     /// The request's body has been taken in where the upstream never sees it.
     pub(super) body_taken: bool,
     ended: bool,
@@ -162,6 +173,8 @@ impl Exchange {
         let rules = account.rules.load();
         attempt.call_key = rules.call_key(&attempt);
         let progress = Progress::default();
+        let recorded = account.capture.as_ref().and_then(Capture::begin);
+        let recorded = recorded.map(|captured| Box::new(Recorded::new(captured, &attempt.request)));
         Self {
             account: Arc::clone(account),
             rules,
@@ -174,6 +187,7 @@ impl Exchange {
             body_replaced: false,
             complaint: Vec::new(),
             grpc_status: None,
+            recorded,
             body_taken: false,
             ended: false,
         }
@@ -194,6 +208,9 @@ impl Exchange {
         if let Some(digest) = &mut self.digest {
             digest.add(bytes);
         }
+        if let Some(recorded) = &mut self.recorded {
+            recorded.sent(bytes, self.account.clock.now());
+        }
         let Some(start) = &mut self.body_start else { return };
         let room = MAX_BODY_START - start.len();
         start.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -205,6 +222,9 @@ impl Exchange {
 
     /// The upstream's final response has come.
     pub(super) fn responded(&mut self, response: Response) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.answered(Some(&response), self.account.clock.now());
+        }
         self.attempt.response = Some(response);
     }
 
@@ -239,6 +259,9 @@ impl Exchange {
             self.body_told = reply.body.is_some() || genuine == Some(reply.status);
             self.body_replaced = reply.body.is_some();
             self.told.clone_from(&reply.headers);
+            if let Some(recorded) = &mut self.recorded {
+                recorded.told(reply, self.attempt.response.as_ref(), self.account.clock.now());
+            }
         }
         Some(ruling)
     }
@@ -281,6 +304,9 @@ impl Exchange {
     /// Body bytes on their way to the client.
     pub(super) fn received(&mut self, bytes: &[u8]) {
         self.attempt.received += bytes.len() as u64;
+        if let Some(recorded) = &mut self.recorded {
+            recorded.received(bytes);
+        }
         let room = complaint::BODY_START - self.complaint.len();
         if room > 0
             && self.body_told
@@ -334,6 +360,7 @@ impl Exchange {
         self.attempt.ended = Some(now);
         self.attempt.complaint = self.complain();
         self.attempt.body_digest = self.digest.take().and_then(|digest| digest.finish(self.attempt.sent));
+        self.attempt.captured = self.recorded.take().map(|recorded| recorded.finish().into());
         let link = self.account.ledger().finish(&self.attempt);
         self.attempt.link = link;
         self.account.rules.ended(&self.attempt, now);

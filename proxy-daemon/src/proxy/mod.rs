@@ -16,6 +16,7 @@ mod findings;
 mod h1;
 mod h2;
 mod learned;
+mod recorded;
 mod route;
 mod socket;
 mod tunnel;

@@ -5,13 +5,14 @@
 //! it), [`text`], the same for a person, and [`html`], a page. All come out
 //! equal for equal input: order is fixed here, nothing reads a clock.
 pub mod assert;
-mod build;
+pub(crate) mod build;
 pub mod diff;
 pub mod events;
 mod fidelity;
 mod html;
 pub mod metrics;
 pub mod otlp;
+pub mod recording;
 pub mod statsd;
 mod text;
 pub mod timeline;

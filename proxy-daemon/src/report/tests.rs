@@ -111,6 +111,7 @@ impl Scene {
             complaint: Complaint::default(),
             sent: 0,
             received: 0,
+            captured: None,
         });
     }
 
