@@ -10,11 +10,13 @@ mod ca;
 mod config;
 mod daemon;
 mod doctor;
+mod export;
 mod log;
 mod options;
 mod otlp;
 mod output;
 mod place;
+mod recording;
 mod reload;
 mod report;
 mod rules;
@@ -73,8 +75,12 @@ enum Command {
     Config(config::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
-    /// Show the report of a running instance, or of a file; compare two
+    /// Show the report of a running instance, of a recording, or of a file; compare two
     Report(report::Args),
+    /// Show what `--save` has recorded, a line for each attempt
+    Show(recording::Args),
+    /// Print a recorded attempt as a command
+    Export(export::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
@@ -164,6 +170,8 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Show(args) => recording::show(&args),
+        Command::Export(args) => export::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

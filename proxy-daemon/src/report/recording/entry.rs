@@ -146,7 +146,7 @@ fn extra(attempt: &Attempt, facts: &Facts, style: &Style) -> Extra {
         receive_ms: receive,
         body_digest: attempt.body_digest.map(|digest| format!("{digest:016x}")),
         request_headers: lines.then(|| pairs(&attempt.request.headers, style)),
-        response_headers: genuine.filter(|_| lines || told.is_some()).map(|headers| pairs(headers, style)),
+        response_headers: genuine.filter(|_| lines || attempt.injected.is_some()).map(|headers| pairs(headers, style)),
         told_reason: told.filter(|_| lines).map(|told| told.reason.clone()),
         told_headers: told.filter(|_| lines).map(|told| pairs(&told.headers, style)),
         request_body,
@@ -326,7 +326,7 @@ fn entry<'a>(
     let version = match attempt.protocol {
         Protocol::Http10 => "HTTP/1.0",
         Protocol::Http11 => "HTTP/1.1",
-        Protocol::Http2 => "HTTP/2.0",
+        Protocol::Http2 => "HTTP/2",
     };
     let query = url.split_once('?').map(|(_, query)| query.split('&')).into_iter().flatten();
     let query = query.filter(|pair| !pair.is_empty()).map(|pair| {

@@ -13,37 +13,13 @@ use std::{
 
 use serde::{Serialize, de::IgnoredAny};
 
-use crate::report::events::{Start, VERSION};
+use crate::{
+    flow::record::{Form, Place, behind},
+    report::events::{Start, VERSION},
+};
 
-/// How a HAR file of ours begins.
-const HAR_START: &str = r#"{"log":{"version":"1.2","creator":{"name":"retryscope""#;
-/// How a line of one of its entries begins.
-const HAR_ENTRY: &str = r#"{"startedDateTime":"#;
-/// How JSONL of ours begins.
-const JSONL_START: &str = r#"{"v":1,"type":"#;
 /// The end is looked for within so many bytes first.
 const WINDOW: u64 = 64 * 1024;
-
-/// How a recording is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// HAR 1.2: what browsers and mitmproxy read.
-    Har,
-    /// One attempt a line.
-    Jsonl,
-}
-
-impl Form {
-    /// By the name of the file.
-    pub fn of(path: &Path) -> Option<Self> {
-        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
-        match extension.as_str() {
-            "har" => Some(Form::Har),
-            "jsonl" | "ndjson" => Some(Form::Jsonl),
-            _ => None,
-        }
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -87,7 +63,7 @@ pub fn open(path: &Path, form: Form, append: bool) -> Result<File, OpenError> {
         Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
     }
     if about.size() > 0 {
-        let start = if form == Form::Har { HAR_START } else { JSONL_START };
+        let start = form.start();
         let mut found = vec![0; start.len()];
         let whole = file.read_exact_at(&mut found, 0);
         if whole.is_err() || found != start.as_bytes() {
@@ -137,14 +113,6 @@ fn mend_file(file: &File, form: Form) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Where the next entry goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    at: u64,
-    /// There is no entry before it.
-    empty: bool,
-}
-
 /// Behind the last whole entry. `None`: the file has no beginning.
 fn place(file: &File, form: Form) -> io::Result<Option<Place>> {
     let length = file.metadata()?.len();
@@ -160,42 +128,6 @@ fn place(file: &File, form: Form) -> io::Result<Option<Place>> {
             return Ok(None);
         }
         window = window.saturating_mul(4);
-    }
-}
-
-/// Behind the last whole entry in these bytes; `whole`: they are all there is.
-pub(super) fn behind_last(bytes: &[u8], form: Form) -> Option<usize> {
-    behind(bytes, form, true).and_then(|place| usize::try_from(place.at).ok())
-}
-
-fn behind(bytes: &[u8], form: Form, whole: bool) -> Option<Place> {
-    let mut end = bytes.len();
-    loop {
-        let start = bytes.get(..end)?.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
-        let line = bytes.get(start.unwrap_or(0)..end)?;
-        // What is in front of the first line's end may be half a line.
-        if start.is_some() || whole {
-            let is_json = |line: &[u8]| serde_json::from_slice::<IgnoredAny>(line).is_ok();
-            match form {
-                Form::Har => {
-                    let bare = line.strip_prefix(b",").unwrap_or(line);
-                    let at = end as u64;
-                    if bare.starts_with(HAR_ENTRY.as_bytes()) && is_json(bare) {
-                        return Some(Place { at, empty: false });
-                    }
-                    if bare.starts_with(HAR_START.as_bytes()) && bare.ends_with(b"[") {
-                        return Some(Place { at, empty: true });
-                    }
-                }
-                // A line's end is written with it.
-                Form::Jsonl => {
-                    if end < bytes.len() && is_json(line) {
-                        return Some(Place { at: end as u64 + 1, empty: false });
-                    }
-                }
-            }
-        }
-        end = start?.checked_sub(1)?;
     }
 }
 
@@ -235,7 +167,7 @@ impl Out {
             (Form::Har, Some(_)) => String::new(),
             (Form::Har, None) => {
                 let version = env!("CARGO_PKG_VERSION");
-                format!("{HAR_START},\"version\":\"{version}\"}},\"_start\":{start},\"entries\":[")
+                format!("{},\"version\":\"{version}\"}},\"_start\":{start},\"entries\":[", form.start())
             }
             (Form::Jsonl, _) => format!("{start}\n"),
         };
@@ -359,7 +291,7 @@ mod tests {
             assert!([&[1, 2][..], &[1, 2, 3], &[1, 2, 3, 4]].contains(&&*found), "{written}: {found:?}");
         }
         // And of the very first ones.
-        for written in HAR_START.len()..before.len() {
+        for written in Form::Har.start().len()..before.len() {
             std::fs::write(&torn, &before[..written]).expect("written");
             mend(&torn).expect("mended");
             let text = std::fs::read_to_string(&torn).expect("read");

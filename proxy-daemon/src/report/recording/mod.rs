@@ -19,7 +19,9 @@ use std::{
     thread::JoinHandle,
 };
 
-pub use file::{Form, OpenError, mend, open};
+pub use file::{OpenError, mend, open};
+
+pub use crate::flow::record::Form;
 
 use self::{
     entry::{Style, line},
