@@ -30,6 +30,7 @@ use tokio::{
 use crate::{
     control::{self, About, Controlled},
     flow::{Capture, Clock, Moment},
+    history::History,
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
@@ -53,6 +54,8 @@ const MAX_DOORS: usize = 64;
 /// How soon it is noticed that somebody is in a network namespace where nobody
 /// listens.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How long those who follow may take to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is still somebody where we listen.
 const SURVEY: Duration = Duration::from_secs(10);
 
@@ -90,6 +93,8 @@ pub struct Settings {
     pub otlp: Option<otlp::Settings>,
     /// Keep the latest attempts for the report.
     pub timeline: bool,
+    /// How many ended attempts are kept for whoever looks.
+    pub keep: usize,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
     pub authority: Arc<Authority>,
@@ -203,6 +208,8 @@ pub struct Instance {
     events: Option<std::thread::JoinHandle<Written>>,
     recording: Option<std::thread::JoinHandle<Written>>,
     timeline: Option<std::thread::JoinHandle<Timeline>>,
+    /// Fills the history.
+    filling: Option<std::thread::JoinHandle<()>>,
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
@@ -270,8 +277,11 @@ impl Instance {
         let statsd = statsd.transpose().map_err(StartError::Listen)?;
         let otlp = settings.otlp.map(|settings| Otlp::start(settings, &proxy.account, &proxy.gate));
         let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
+        let history = Arc::new(History::new(clock, settings.keep));
+        let filling = history.is_kept().then(|| history.fill(&proxy.account.feed));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
+            history,
             gate: Arc::clone(&proxy.gate),
             files: settings.rule_files,
             about: About {
@@ -317,6 +327,7 @@ impl Instance {
             events,
             recording,
             timeline,
+            filling,
             controlled,
             control,
             metrics,
@@ -469,6 +480,9 @@ impl Instance {
         let events = joined(self.events.take()).await;
         let recording = joined(self.recording.take()).await;
         let timeline = joined(self.timeline.take()).await;
+        joined(self.filling.take()).await;
+        // Whoever follows is told of the end.
+        self.controlled.history.left(FAREWELL).await;
         joined(self.statsd.take()).await;
         if let Some(otlp) = self.otlp.take() {
             otlp.finish().await;

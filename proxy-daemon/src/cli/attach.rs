@@ -149,6 +149,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         events,
         recording,
         timeline: args.options.wants_timeline(),
+        keep: args.options.keep,
         metrics: checked.metrics,
         statsd: checked.statsd,
         otlp: checked.otlp,

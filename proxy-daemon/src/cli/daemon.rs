@@ -195,6 +195,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         events,
         recording,
         timeline: false,
+        keep: config.keep,
         metrics,
         statsd,
         otlp,

@@ -11,6 +11,7 @@ mod config;
 mod daemon;
 mod doctor;
 mod export;
+mod flows;
 mod log;
 mod options;
 mod otlp;
@@ -81,6 +82,8 @@ enum Command {
     Show(recording::Args),
     /// Print a recorded attempt as a command
     Export(export::Args),
+    /// Show a running instance's attempts, a line for each as it ends
+    Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
@@ -172,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Show(args) => recording::show(&args),
         Command::Export(args) => export::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -4,21 +4,13 @@
 //! told so, the members of a group ([`Access`]). Out: the rules in force, changed for the next attempt. A
 //! change that is refused changes nothing, and says why in `error`.
 //!
-//! | request | does |
-//! |---|---|
-//! | `GET /v1/instance` | tells which instance this is |
-//! | `GET /v1/report` | the report so far |
-//! | `GET /v1/rules` | the rules in force and what they have done |
-//! | `POST /v1/rules` `{"rule": "FILTER => ACTION"}` | adds a rule at the end |
-//! | `DELETE /v1/rules/NAME` | removes one |
-//! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
-//! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
-//! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
-//! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
+//! What there is, is told by `GET /v1/openapi.json`, which is made of the
+//! handlers and their types; `docs/openapi.json` is the same.
 mod access;
 mod client;
 mod scraped;
 mod server;
+mod watch;
 
 use std::{
     fmt, fs, io,
@@ -27,14 +19,17 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use access::Access;
 pub use client::{Client, ClientError, all, find, named};
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind, bind_at};
+pub use server::{Server, bind, bind_at, document};
+pub use watch::{Following, Told, Wanted};
 
 use crate::{
     flow::Moment,
+    history::History,
     process::confine,
     proxy::{Account, Gate},
     report::{self, Meta, Report, differences},
@@ -50,7 +45,7 @@ pub const DAEMONS: &str = "/run/retryscope";
 pub const PID: &str = "pid";
 
 /// Which instance this is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct About {
     pub pid: u32,
     pub version: String,
@@ -77,7 +72,7 @@ pub trait Host: fmt::Debug + Send + Sync {
 }
 
 /// What a reload came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// How many rules are in force now.
     pub rules: usize,
@@ -87,7 +82,7 @@ pub struct Reloaded {
 }
 
 /// What an instance may do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Privileges {
     pub processes: Vec<Part>,
     /// What the process that serves connections tried just now.
@@ -95,14 +90,14 @@ pub struct Privileges {
 }
 
 /// A process of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Part {
     /// `server` or `keeper`.
     pub role: String,
     pub pid: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Attempted {
     pub what: String,
     /// How the kernel refused it; absent where it could be done.
@@ -110,7 +105,7 @@ pub struct Attempted {
 }
 
 /// The rules in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RulesView {
     pub seed: u64,
     pub dry_run: bool,
@@ -121,7 +116,7 @@ pub struct RulesView {
     pub rules: Vec<RuleView>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RuleView {
     pub name: String,
     /// As on the command line.
@@ -148,37 +143,68 @@ impl RuleView {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct NewRule {
+    /// `FILTER => ACTION [LIMITS]`, as on the command line.
     rule: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Added {
     name: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct Switch {
     enabled: bool,
 }
 
 /// What a change came to.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Changed {
     /// How many rules are in force now.
     rules: usize,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Refused {
+    /// One sentence: what is wrong, and what to do about it.
     error: String,
+}
+
+/// A rule that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckedRule {
+    /// What it would be called.
+    pub name: String,
+    /// As it would be listed.
+    pub rule: String,
+}
+
+/// What may come at the end of a filter that is typed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Completed {
+    /// How many characters at the end of the text an item takes the place of.
+    pub replace: usize,
+    /// Likeliest first.
+    pub items: Vec<Offer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Offer {
+    pub text: String,
+    /// What an operator means; empty for values.
+    pub help: String,
 }
 
 /// What the API works on.
 #[derive(Debug)]
 pub struct Controlled {
     pub account: Arc<Account>,
+    /// Ended attempts.
+    pub history: Arc<History>,
     pub gate: Arc<dyn Gate>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
