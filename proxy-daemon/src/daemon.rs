@@ -32,7 +32,7 @@ use crate::{
     flow::{Capture, Clock, Moment},
     history::History,
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    proxy::{self, Account, Answered, Answers, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
@@ -87,6 +87,8 @@ pub struct Settings {
     pub events: Option<File>,
     /// Where every attempt is recorded, with heads and bodies.
     pub recording: Option<recording::Settings>,
+    /// Answers out of a recording; upstreams are not asked.
+    pub answers: Option<Arc<Answers>>,
     /// Where a line for each retry is sent.
     pub statsd: Option<SocketAddr>,
     /// Where metrics and traces are pushed.
@@ -180,6 +182,8 @@ pub struct Finished {
     pub proxy: Counted,
     pub events: Option<Written>,
     pub recording: Option<Written>,
+    /// What came of answering out of a recording.
+    pub answered: Option<Answered>,
     pub timeline: Option<Timeline>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
@@ -259,6 +263,7 @@ impl Instance {
             routes: settings.routes,
             learned,
             findings: crate::proxy::Findings::default(),
+            answers: settings.answers,
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
         });
@@ -270,7 +275,7 @@ impl Instance {
         let recording = settings.recording.map(|recording| {
             let account = &proxy.account;
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
-            recording::write(recording, &start, account.feed.subscribe(recording::ROOM), Arc::clone(account))
+            recording::write(recording, start, account.feed.subscribe(recording::ROOM), Arc::clone(account))
         });
         let recording = recording.transpose().map_err(StartError::Recording)?;
         let statsd = settings.statsd.map(|to| statsd::send(to, proxy.account.feed.subscribe(statsd::ROOM)));
@@ -501,6 +506,7 @@ impl Instance {
             proxy: self.proxy.counters.read().without(heartbeats),
             events,
             recording,
+            answered: self.proxy.answers.as_ref().map(|answers| answers.counts()),
             timeline,
             hurried,
             refusals: self.proxy.learned.refusals(now),

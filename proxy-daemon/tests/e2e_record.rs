@@ -12,7 +12,6 @@ use std::{
 
 use common::{
     Finished, NAME, Outcome, Report, Run, SOON, TestCa, Upstream, clients,
-    report::{amount, number},
     run::retryscope,
     servers::{AWS, Moto},
     until,
@@ -140,10 +139,9 @@ fn boto3_is_recorded() {
         reports_the_same(&file, &report);
         let shown = told(words!["show", &file]).ok().text();
         assert_eq!(shown.lines().count() as u64, report.total("attempts"), "{shown}");
-        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
         assert!(shown.contains("s3.ListBuckets") && shown.contains("200→429"), "{shown}");
         let third = told(words!["show", &file, "~op ListBuckets & ~attempt 3"]).ok().text();
-        assert!(third.lines().count() == 1 && third.contains("  after ") && !third.contains("429"), "{third}");
+        assert!(third.lines().count() == 1 && third.contains(" +") && !third.contains("429"), "{third}");
         let id: usize = third.split_whitespace().next().expect("a number").parse().expect("a number");
         let full = told(words!["show", &file, "--id", id.to_string()]).ok().text();
         for part in
@@ -372,7 +370,9 @@ fn a_kill_leaves_a_readable_file() {
         let shells = command
             .iter()
             .filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"/bin/sh")));
-        shells.for_each(|pid| drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL)));
+        shells.for_each(|pid| {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
+        });
         run.finish();
         let mut attempts = 0;
         // Whoever cleans up after a kill mends what it has torn.
@@ -480,28 +480,4 @@ fn a_recording_is_added_to() {
         let report = Report(told(words!["report", &file, "--report", "json"]).ok().json());
         assert_eq!((report.total("calls"), report.total("attempts"), report.total("retries")), (2, 4, 2), "{report}");
     }
-}
-
-/// A long body passes, and only its start is kept, wherever it goes.
-#[test]
-fn long_bodies_take_no_memory() {
-    let ca = TestCa::new();
-    let upstream = Upstream::start(&ca);
-    let folder = folder();
-    let file = folder.path().join("a.har");
-    let run = save(Run::new().to(NAME, upstream.address, &ca), &file).option("--save-bodies=1m");
-    // More at one time than is kept in all; the answers are echoes.
-    let script = format!(
-        "head -c 8000000 /dev/zero > big; for i in 1 2 3; do \
-         curl -sS -Z --parallel-max 24 --http1.1 $(for i in $(seq 24); do echo -o /dev/null --data-binary @big https://{NAME}/sink; done | sed 's/ --data/ --data/2g'); done; \
-         cat /proc/$PPID/status > /dev/null; echo done"
-    );
-    let outcome = run.cwd(folder.path()).deadline(Duration::from_secs(180)).go(["/bin/sh", "-c", &script]).ok();
-    let report = outcome.report();
-    let entries = har(&file);
-    assert_eq!(entries.len() as u64, report.total("attempts"));
-    let kept: usize =
-        entries.iter().map(|it| it["request"]["postData"]["text"].as_str().map_or(0, str::len)).max().expect("one");
-    assert!(kept > 0 && kept <= 1 << 20, "{kept}");
-    let _ = (amount, number);
 }

@@ -153,6 +153,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         metrics: checked.metrics,
         statsd: checked.statsd,
         otlp: checked.otlp,
+        answers: checked.answers,
         authority: Arc::new(authority),
         host: None,
         control: None,

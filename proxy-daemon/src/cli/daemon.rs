@@ -194,6 +194,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         upstream,
         events,
         recording,
+        answers: None,
         timeline: false,
         keep: config.keep,
         metrics,

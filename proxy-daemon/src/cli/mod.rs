@@ -19,6 +19,7 @@ mod output;
 mod place;
 mod recording;
 mod reload;
+mod replay;
 mod report;
 mod rules;
 mod run;
@@ -80,8 +81,10 @@ enum Command {
     Report(report::Args),
     /// Show what `--save` has recorded, a line for each attempt
     Show(recording::Args),
-    /// Print a recorded attempt as a command
+    /// Print an attempt as a command
     Export(export::Args),
+    /// Send recorded requests again, and tell what is answered otherwise
+    Replay(replay::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
@@ -175,6 +178,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Show(args) => recording::show(&args),
         Command::Export(args) => export::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),

@@ -141,7 +141,8 @@ pub(super) fn report_of(
 ) -> Report {
     notes.extend(told(&finished.way));
     notes.extend(finished.redirect.sentences());
-    let differences = report::differences(&finished.redirect, finished.hurried);
+    let mut differences = report::differences(&finished.redirect, finished.hurried);
+    differences.extend(finished.answered.iter().flat_map(report::from_recording));
     notes.extend(rule_notes(&finished));
     if let Some(events) = &finished.events {
         if let Some(error) = &events.error {

@@ -5,15 +5,17 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::SystemTime,
 };
 
-use super::{Failure, output::columns};
+use super::{Failure, flows, output::columns};
 use crate::{
     flow::{
         filter::Filter,
         record::{self, Recorded, Recording},
     },
-    report::recorded::{self, Look},
+    history::AttemptEntry,
+    report::recorded,
 };
 
 /// The largest recording that is read, in bytes.
@@ -29,13 +31,13 @@ pub(super) struct Args {
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
 
-    /// As lines of JSON
+    /// A line of JSON for each, as `retryscope flows --json` has them
     #[arg(long)]
     json: bool,
 
     /// One attempt in full, by its number
     #[arg(long, value_name = "N", conflicts_with_all = ["filter", "json"])]
-    id: Option<usize>,
+    id: Option<u64>,
 }
 
 pub(super) fn show(args: &Args) -> Result<ExitCode, Failure> {
@@ -47,12 +49,22 @@ pub(super) fn show(args: &Args) -> Result<ExitCode, Failure> {
         say(&recorded::full(id, recorded, started));
         return Ok(ExitCode::SUCCESS);
     }
-    let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let look = Look { width: columns(io::stdout()), color };
+    let terminal = io::stdout().is_terminal();
+    let look = flows::Look {
+        color: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        // A pipe has no end.
+        width: if terminal { columns(io::stdout()) } else { usize::MAX },
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for (id, recorded) in matching(&recording, filter.as_ref()) {
-        let line =
-            if args.json { recorded::json(id, recorded, started) } else { recorded::line(id, recorded, started, look) };
+    let head = (terminal && !args.json).then(|| format!("{:>5} {}", "ID", look.less(6).head()));
+    let lines = matching(&recording, filter.as_ref()).map(|(id, recorded)| {
+        let entry = AttemptEntry::recorded(id, &recorded.attempt, started.unwrap_or(SystemTime::UNIX_EPOCH));
+        match args.json {
+            true => serde_json::to_string(&entry).unwrap_or_default(),
+            false => format!("{id:>5} {}", look.less(6).line(&entry)),
+        }
+    });
+    for line in head.into_iter().chain(lines) {
         // A reader that has gone away has decided not to read it.
         if writeln!(out, "{line}").is_err() {
             return Ok(ExitCode::SUCCESS);
@@ -81,13 +93,13 @@ pub(super) fn filter(text: Option<&str>) -> Result<Option<Filter>, Failure> {
 pub(super) fn matching<'a>(
     recording: &'a Recording,
     filter: Option<&'a Filter>,
-) -> impl Iterator<Item = (usize, &'a Recorded)> {
+) -> impl Iterator<Item = (u64, &'a Recorded)> {
     let numbered = (1..).zip(&recording.attempts);
     numbered.filter(move |(_, recorded)| filter.is_none_or(|filter| filter.matches(&recorded.attempt)))
 }
 
-pub(super) fn by_id(recording: &Recording, id: usize) -> Result<&Recorded, Failure> {
-    let found = id.checked_sub(1).and_then(|at| recording.attempts.get(at));
+pub(super) fn by_id(recording: &Recording, id: u64) -> Result<&Recorded, Failure> {
+    let found = id.checked_sub(1).and_then(|at| recording.attempts.get(usize::try_from(at).ok()?));
     found.ok_or_else(|| {
         let count = recording.attempts.len();
         Failure::usage(format!("there is no attempt {id} in the recording; it has {count}, from 1 on"))

@@ -226,6 +226,7 @@ impl Job {
                 metrics: checked.metrics,
                 statsd: checked.statsd,
                 otlp: checked.otlp,
+                answers: checked.answers,
                 authority: Arc::new(authority),
                 host: None,
                 control: None,

@@ -13,6 +13,7 @@ mod headers;
 pub mod record;
 pub mod redact;
 pub mod route;
+pub mod secrets;
 
 use std::{
     fmt,

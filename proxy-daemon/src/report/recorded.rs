@@ -2,28 +2,24 @@
 //! and its attempts as a person reads them.
 //!
 //! In: a [`Recording`]. Out: the same report as of an instance, as far as
-//! attempts tell; one line for each attempt; one attempt in full.
+//! attempts tell; and one attempt in full.
 use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime},
 };
 
-use unicode_width::UnicodeWidthStr;
-
 use super::{
     Meta, Report, Timeline,
     build::{self, ms},
     timeline,
-    words::{bytes, count, duration, fit, plain},
+    words::{bytes, count, duration, plain},
 };
 use crate::{
     flow::{
         Attempt, Evidence, Failure, Headers, Moment, Response, Wait,
         record::{Body, Recorded, Recording},
-        redact,
     },
-    process::bare,
-    retry::{Class, Fingerprint, Hint, Ledger, Limits, OperationName},
+    retry::{Fingerprint, Hint, Ledger, Limits},
 };
 
 /// The report of a recording, and the timeline of its latest attempts.
@@ -94,64 +90,6 @@ pub fn notes(recording: &Recording, name: &str) -> Vec<String> {
     notes
 }
 
-/// How lines are shown.
-#[derive(Clone, Copy, Debug)]
-pub struct Look {
-    pub width: usize,
-    pub color: bool,
-}
-
-impl Look {
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-/// One attempt in one line; `id` is its number in the recording.
-pub fn line(id: usize, recorded: &Recorded, started: Option<SystemTime>, look: Look) -> String {
-    let attempt = &recorded.attempt;
-    let at = started.map_or_else(|| format!("{:>12}", ""), |started| clock(started, attempt.started));
-    let facts = attempt.process.facts();
-    let who = format!("{} {}", attempt.process.key.pid, plain(bare(&facts.comm)));
-    let of = match attempt.link.max {
-        Some(max) => format!("{}/{max}", attempt.link.number),
-        None => attempt.link.number.to_string(),
-    };
-    let outcome = outcome(attempt);
-    let code = match Class::of(attempt).is_failure() {
-        true => "31",
-        false => "32",
-    };
-    let took = duration(ms(attempt.ended.unwrap_or(attempt.started).since(attempt.started)));
-    let waited =
-        attempt.link.waited.map_or_else(String::new, |wait| format!("  after {}", duration(ms(wait.length()))));
-    let start = format!("{id:>5} {at} ");
-    let rest = format!("{of:>5}  ");
-    let tail = plain(&format!("  {took:>7}{waited}"));
-    // The name gets what is left.
-    let room = look.width.saturating_sub(start.width() + rest.width() + outcome.width() + tail.width() + 2);
-    let (room_who, room_name) = (room / 3, room - room / 3);
-    let padded = |text: &str, columns: usize| {
-        let text = fit(text, columns);
-        let pad = columns.saturating_sub(text.width());
-        format!("{text}{:pad$}", "")
-    };
-    format!(
-        "{start}{} {} {rest}{}{tail}",
-        padded(&who, room_who),
-        padded(&plain(&name(attempt)), room_name),
-        look.paint(code, &outcome)
-    )
-}
-
-/// `service.Operation`, or the method and the URL.
-fn name(attempt: &Attempt) -> String {
-    match OperationName::of(attempt) {
-        Some(OperationName { service: Some(service), operation }) => format!("{service}.{operation}"),
-        _ => format!("{} {}{}", attempt.request.method, attempt.request.authority, attempt.request.target),
-    }
-}
-
 /// `200`, `200→429`, `reset`, `200→reset`, `200 closed`.
 fn outcome(attempt: &Attempt) -> String {
     let genuine = attempt.response.as_ref().map(|response| response.status.to_string());
@@ -168,29 +106,8 @@ fn outcome(attempt: &Attempt) -> String {
     }
 }
 
-fn clock(started: SystemTime, at: Moment) -> String {
-    let text = humantime::format_rfc3339_millis(started + Duration::from_nanos(at.0)).to_string();
-    text.get(11..23).unwrap_or_default().to_owned()
-}
-
-/// One attempt as `--events` has it, with its number.
-pub fn json(id: usize, recorded: &Recorded, started: Option<SystemTime>) -> String {
-    #[derive(serde::Serialize)]
-    struct Line<'a> {
-        id: usize,
-        #[serde(flatten)]
-        event: super::events::Event<'a>,
-    }
-    let attempt = &recorded.attempt;
-    let facts = attempt.process.facts();
-    let at = started.unwrap_or(SystemTime::UNIX_EPOCH) + Duration::from_nanos(attempt.started.0);
-    let time = humantime::format_rfc3339_micros(at).to_string();
-    let event = super::events::event(attempt, &facts, redact::url(&attempt.request.url()).into_owned(), time);
-    serde_json::to_string(&Line { id, event }).unwrap_or_default()
-}
-
 /// One attempt in full.
-pub fn full(id: usize, recorded: &Recorded, started: Option<SystemTime>) -> String {
+pub fn full(id: u64, recorded: &Recorded, started: Option<SystemTime>) -> String {
     let attempt = &recorded.attempt;
     let facts = attempt.process.facts();
     let mut out = String::new();

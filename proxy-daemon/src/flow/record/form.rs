@@ -64,7 +64,7 @@ pub fn behind(bytes: &[u8], form: Form, whole: bool) -> Option<Place> {
                     if bare.starts_with(HAR_ENTRY.as_bytes()) && is_json(bare) {
                         return Some(Place { at: end as u64, empty: false });
                     }
-                    if bare.starts_with(HAR_START.as_bytes()) && bare.ends_with(b"[") {
+                    if bare.starts_with(HAR_START.as_bytes()) && bare.ends_with(br#""entries":["#) {
                         return Some(Place { at: end as u64, empty: true });
                     }
                 }

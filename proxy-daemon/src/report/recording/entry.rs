@@ -4,16 +4,19 @@
 //! In: an ended attempt. Out: one line without its end. Both forms say the
 //! same: what HAR has no place for stands in `_retryscope`, under the names
 //! that the lines of JSONL have. `flow/record.rs` reads both.
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, num::NonZeroUsize, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use lru::LruCache;
 use serde::Serialize;
 
-use super::{Form, secrets};
+use super::Form;
 use crate::{
-    flow::{Attempt, Captured, Clock, Content, Failure, Headers, Moment, Protocol, capture::Kept, content, redact},
-    process::Facts,
+    flow::{
+        Attempt, Captured, Clock, Content, Failure, Headers, Moment, Protocol, capture::Kept, content, redact, secrets,
+    },
+    process::{Facts, ProcessKey},
     report::events,
 };
 
@@ -89,11 +92,40 @@ fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 
+/// How many processes' command lines are known.
+const MAX_COMMANDS: usize = 1024;
+
 const HIDDEN: &str = "it is compressed and not whole, so that secrets in it could not be found";
 
+/// Command lines whose secrets have been taken out: looked through once, and
+/// not for each attempt.
+#[derive(Debug)]
+pub(super) struct Commands(LruCache<ProcessKey, (Arc<Facts>, Arc<Facts>)>);
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self(LruCache::new(NonZeroUsize::MIN.saturating_add(MAX_COMMANDS)))
+    }
+}
+
+impl Commands {
+    fn without_secrets(&mut self, key: ProcessKey, facts: Arc<Facts>) -> Arc<Facts> {
+        match self.0.get(&key) {
+            Some((known, shown)) if Arc::ptr_eq(known, &facts) => Arc::clone(shown),
+            _ => {
+                let command = secrets::command(&facts.command);
+                let shown = Arc::new(Facts { command, ..(*facts).clone() });
+                self.0.put(key, (facts, Arc::clone(&shown)));
+                shown
+            }
+        }
+    }
+}
+
 /// One attempt's line.
-pub(super) fn line(attempt: &Attempt, clock: &Clock, style: &Style) -> String {
+pub(super) fn line(attempt: &Attempt, clock: &Clock, style: &Style, commands: &mut Commands) -> String {
     let facts = attempt.process.facts();
+    let facts = if style.secrets { facts } else { commands.without_secrets(attempt.process.key, facts) };
     let url = attempt.request.url();
     let url = if style.secrets { url } else { redact::url(&url).into_owned() };
     let time = time(clock, attempt.started);

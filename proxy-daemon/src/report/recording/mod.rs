@@ -9,7 +9,6 @@
 //! replaced, unless they are asked for.
 mod entry;
 mod file;
-mod secrets;
 
 use std::{
     fs::File,
@@ -24,12 +23,12 @@ pub use file::{OpenError, mend, open};
 pub use crate::flow::record::Form;
 
 use self::{
-    entry::{Style, line},
+    entry::{Commands, Style, line},
     file::Out,
 };
 use super::events::{Start, Written};
 use crate::{
-    flow::Clock,
+    flow::{Clock, secrets},
     proxy::{Account, Subscription},
 };
 
@@ -58,11 +57,14 @@ pub struct Settings {
 /// Writes all that comes, until the feed is closed, or the file takes no more.
 pub fn write(
     settings: Settings,
-    start: &Start,
+    mut start: Start,
     feed: Subscription,
     account: Arc<Account>,
 ) -> io::Result<JoinHandle<Written>> {
-    let out = Out::begin(settings.file, settings.form, start)?;
+    if !settings.secrets {
+        start.target = secrets::command(&start.target);
+    }
+    let out = Out::begin(settings.file, settings.form, &start)?;
     let mut instance = [0; 8];
     aws_lc_rs::rand::fill(&mut instance).map_err(io::Error::other)?;
     let instance = format!("{:016x}", u64::from_ne_bytes(instance));
@@ -92,6 +94,7 @@ pub fn stopped(path: &Path, error: &io::Error) -> String {
 fn run(mut out: Out, style: &Style, mut feed: Subscription, clock: &Clock) -> Written {
     let mut written = Written::default();
     let mut batch = Vec::new();
+    let mut commands = Commands::default();
     let mut waiting = 0;
     loop {
         let next = match feed.try_next() {
@@ -105,7 +108,7 @@ fn run(mut out: Out, style: &Style, mut feed: Subscription, clock: &Clock) -> Wr
             },
         };
         if let Some(attempt) = &next {
-            out.entry(&mut batch, &line(attempt, clock, style));
+            out.entry(&mut batch, &line(attempt, clock, style, &mut commands));
             waiting += 1;
         }
         if waiting > 0 && (next.is_none() || batch.len() >= BATCH) {

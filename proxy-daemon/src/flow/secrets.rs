@@ -1,13 +1,13 @@
-//! Secrets in bodies: what lets somebody in, replaced where it is known by
+//! Secrets in bodies and command lines: what lets somebody in, replaced where it is known by
 //! its name.
 //!
 //! In: a body without content codings, maybe cut at its end. Out: the same
-//! with [`REDACTED`] in such values' places. Heads are `flow/redact.rs`'s.
+//! with [`REDACTED`] in such values' places. Heads are [`super::redact`]'s.
 use std::{borrow::Cow, sync::LazyLock};
 
 use regex::bytes::{Captures, Regex};
 
-use crate::flow::redact::REDACTED;
+use super::redact::REDACTED;
 
 /// Names of JSON members, XML elements and form fields, without case; `_` may
 /// be left out, or be a `-`.
@@ -44,6 +44,8 @@ const NAMES: &[&str] = &[
     "plain_text",
     "authorization",
     "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
     "sig",
     "signature",
     "x_amz_signature",
@@ -76,10 +78,36 @@ static PATTERNS: LazyLock<Vec<(Regex, usize)>> = LazyLock::new(|| {
     patterns.into_iter().filter_map(|(text, group)| Some((Regex::new(&text).ok()?, group))).collect()
 });
 
+/// The same for command lines, whose arguments are joined by spaces.
+static OF_COMMANDS: LazyLock<Vec<(Regex, usize)>> = LazyLock::new(|| {
+    let names = NAMES.iter().map(|name| name.replace('_', "[_-]?")).collect::<Vec<_>>().join("|");
+    let patterns = [
+        // A field of a head, up to the next option or URL.
+        (
+            r#"(?is)\b(?:authorization|cookie|[\w-]*(?:token|secret|password|api-?key|signature|credential))\s*:\s*(.+?)(?:\s+-|\s+https?://|["'\r\n]|\z)"#.to_owned(),
+            1,
+        ),
+        (r"(?i)(?:^|\s)(?:-u\s*|--(?:proxy-)?user[ =])[^\s:]*:(\S+)".to_owned(), 1),
+        (format!(r"(?i)(?:^|\s)--?(?:[\w-]+-)?(?:{names})[ =](\S+)"), 1),
+        (r"(?i)\b[a-z][a-z0-9+.-]*://([^\s/@]+)@".to_owned(), 1),
+    ];
+    patterns.into_iter().filter_map(|(text, group)| Some((Regex::new(&text).ok()?, group))).collect()
+});
+
+/// A command line without the secrets in it, as far as they can be told.
+pub fn command(text: &str) -> String {
+    let without = replaced(text.as_bytes(), &OF_COMMANDS);
+    String::from_utf8_lossy(&redacted(&without)).into_owned()
+}
+
 /// The body without its secrets.
-pub(super) fn redacted(body: &[u8]) -> Cow<'_, [u8]> {
+pub fn redacted(body: &[u8]) -> Cow<'_, [u8]> {
+    replaced(body, &PATTERNS)
+}
+
+fn replaced<'a>(body: &'a [u8], patterns: &[(Regex, usize)]) -> Cow<'a, [u8]> {
     let mut body = Cow::Borrowed(body);
-    for (pattern, group) in PATTERNS.iter() {
+    for (pattern, group) in patterns {
         let replaced = pattern.replace_all(&body, |found: &Captures<'_>| {
             let Some((whole, secret)) = found.get(0).zip(found.get(*group)) else { return Vec::new() };
             let (before, after) = (secret.start() - whole.start(), secret.end() - whole.start());
@@ -106,7 +134,32 @@ mod tests {
 
     #[test]
     fn every_pattern_is_one() {
-        assert_eq!(PATTERNS.len(), 10);
+        assert_eq!((PATTERNS.len(), OF_COMMANDS.len()), (10, 4));
+    }
+
+    #[test]
+    fn secrets_in_command_lines() {
+        for (text, expected) in [
+            (
+                "curl -H Authorization: Bearer hush -H X-Api-Key: hush https://a.test/",
+                "curl -H Authorization: REDACTED -H X-Api-Key: REDACTED https://a.test/",
+            ),
+            ("curl -H Cookie: a=hush; b=hush https://a.test/", "curl -H Cookie: REDACTED https://a.test/"),
+            (
+                "curl -u me:hush --user you:hush https://a.test",
+                "curl -u me:REDACTED --user you:REDACTED https://a.test",
+            ),
+            ("curl https://me:hush@a.test/?a=1&sig=hush&b=2", "curl https://REDACTED@a.test/?a=1&sig=REDACTED&b=2"),
+            (
+                "app --password hush --api-key=hush --db-password hush",
+                "app --password REDACTED --api-key=REDACTED --db-password REDACTED",
+            ),
+            ("env AWS_SECRET_ACCESS_KEY=hush app", "env AWS_SECRET_ACCESS_KEY=REDACTED app"),
+            ("python app.py --tokens 3 -u script", "python app.py --tokens 3 -u script"),
+            ("sh -c curl -d '{\"password\": \"hush\"}' a", "sh -c curl -d '{\"password\": \"REDACTED\"}' a"),
+        ] {
+            assert_eq!(command(text), expected);
+        }
     }
 
     #[test]
