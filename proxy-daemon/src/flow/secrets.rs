@@ -69,6 +69,7 @@ static PATTERNS: LazyLock<Vec<(Regex, usize)>> = LazyLock::new(|| {
         (format!(r"(?is)<(?:[\w.-]+:)?(?:{names})(?:\s[^>]*)?>([^<]+)"), 1),
         // Forms, and signed URLs wherever they stand.
         (format!(r#"(?i)(?:^|[&?;\s]|\\u0026)(?:{names})=([^&\s"'<>\\;]+)"#), 1),
+        (r#"(?i)(?:[?&]|\\u0026)(?:key|code|auth|jwt|assertion|pwd)=([^&\s"'<>\\;]+)"#.to_owned(), 1),
         (format!(r#"(?i)name="(?:{names})"\r?\n(?:[^\r\n]+\r?\n)*\r?\n([^\r\n]+)"#), 1),
         (r"(?i)\b(?:bearer|basic)\s+([a-z0-9._~+/=-]{8,})".to_owned(), 1),
         // What signs the pieces of an upload.
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn every_pattern_is_one() {
-        assert_eq!((PATTERNS.len(), OF_COMMANDS.len()), (10, 4));
+        assert_eq!((PATTERNS.len(), OF_COMMANDS.len()), (11, 4));
     }
 
     #[test]
@@ -149,7 +150,7 @@ mod tests {
                 "curl -u me:hush --user you:hush https://a.test",
                 "curl -u me:REDACTED --user you:REDACTED https://a.test",
             ),
-            ("curl https://me:hush@a.test/?a=1&sig=hush&b=2", "curl https://REDACTED@a.test/?a=1&sig=REDACTED&b=2"),
+            ("curl https://me:hush@a.test/?key=hush&sig=hush&b=2", "curl https://REDACTED@a.test/?key=REDACTED&sig=REDACTED&b=2"),
             (
                 "app --password hush --api-key=hush --db-password hush",
                 "app --password REDACTED --api-key=REDACTED --db-password REDACTED",
