@@ -109,12 +109,8 @@ fn reports_the_same(file: &Path, report: &Report) {
     );
 }
 
-fn boto(run: Run, rules: &[&str]) -> Outcome {
-    let moto = Moto::shared();
-    let mut run = run.upstream_ca(&moto.ca.pem());
-    for name in AWS {
-        run = run.map_host(name, moto.address);
-    }
+fn boto(run: Run, address: std::net::SocketAddr, rules: &[&str]) -> Outcome {
+    let run = AWS.iter().fold(run, |run, name| run.map_host(name, address));
     let run = rules.iter().fold(run, |run, rule| run.rule(rule));
     let plan = json!({
         "sleep_scale": 0.1,
@@ -131,10 +127,11 @@ fn boto(run: Run, rules: &[&str]) -> Outcome {
 /// The README's scene with boto3: both forms hold what the report tells.
 #[test]
 fn boto3_is_recorded() {
-    let folder = folder();
+    let (folder, moto) = (folder(), Moto::shared());
     for name in ["a.har", "a.jsonl"] {
         let file = folder.path().join(name);
-        let outcome = boto(save(Run::new(), &file).option("--save-bodies"), &["~svc s3 & ~s & ~attempt ..2 => 429"]);
+        let run = save(Run::new().upstream_ca(&moto.ca.pem()), &file).option("--save-bodies");
+        let outcome = boto(run, moto.address, &["~svc s3 & ~s & ~attempt ..2 => 429"]);
         let report = outcome.report();
         reports_the_same(&file, &report);
         let shown = told(words!["show", &file]).ok().text();
@@ -480,4 +477,171 @@ fn a_recording_is_added_to() {
         let report = Report(told(words!["report", &file, "--report", "json"]).ok().json());
         assert_eq!((report.total("calls"), report.total("attempts"), report.total("retries")), (2, 4, 2), "{report}");
     }
+}
+
+/// What botocore's hooks saw: operation, number and outcome of each attempt.
+fn seen(outcome: &Outcome) -> Vec<Value> {
+    let truth = outcome.json();
+    let rows = truth["attempts"].as_array().expect("attempts").iter();
+    rows.map(|row| json!([row[1], row[3], row[4]])).collect()
+}
+
+/// boto3 cannot tell: no server runs, and it sees what it saw before.
+#[test]
+fn boto3_is_answered_from_a_recording() {
+    let (folder, moto) = (folder(), Moto::shared());
+    let nobody = common::own_address(443);
+    for name in ["a.har", "a.jsonl"] {
+        let file = folder.path().join(name);
+        let run = save(Run::new().upstream_ca(&moto.ca.pem()), &file).option("--save-bodies");
+        let first = boto(run, moto.address, &["~svc s3 & ~s & ~attempt ..2 => 429"]);
+        let again = boto(Run::new().option("--answer-from").option(&file), nobody, &[]);
+        assert_eq!(seen(&again), seen(&first), "{}", again.finished);
+        let (report, before) = (again.report(), first.report());
+        for total in ["calls", "attempts", "retries"] {
+            assert_eq!(report.total(total), before.total(total), "{report}");
+        }
+        let fidelity = report.0["fidelity"].to_string();
+        assert!(
+            fidelity.contains("came out of the recording of --answer-from") && !fidelity.contains("501"),
+            "{fidelity}"
+        );
+    }
+}
+
+/// By both protocols, in order, with what is missing said to be so; and rules
+/// act on it.
+#[test]
+fn answers_come_from_a_recording() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(&ca);
+    let folder = folder();
+    let file = folder.path().join("a.jsonl");
+    let get = "g() { curl -sS -w '%{http_code} %{http_version}\n' \"$@\"; echo; }\n".to_owned();
+    let script = format!(
+        "{get}g https://{NAME}/hello; g --http1.1 https://{NAME}/hello; g -I https://{NAME}/bytes/100 | grep -i content-length; \
+         g -d a=b https://{NAME}/echo; g --compressed -o /dev/null https://{NAME}/bytes/70000?chunked; g https://{NAME}/status/404; \
+         g --http1.1 https://{NAME}/broken; g --http1.1 https://{NAME}/empty/204; true"
+    );
+    let recorded = save(Run::new().to(NAME, upstream.address, &ca), &file)
+        .rule("~u /hello => 503 times 1")
+        .rule("~u /broken => reset")
+        .option("--save-bodies=1m");
+    let before = recorded.go(["/bin/sh", "-c", &script]).ok();
+    drop(upstream);
+    let nobody = common::own_address(443);
+    let answering = || Run::new().map_host(NAME, nobody).option("--answer-from").option(&file);
+    let again = answering().go(["/bin/sh", "-c", &script]).ok();
+    // Only how the broken one is told differs: by which library.
+    assert_eq!(again.text(), before.text(), "{}\n{}", again.finished, before.finished);
+    assert!(before.text().contains("503") && before.text().contains("hello from /hello\n200"), "{}", before.text());
+
+    let missing = format!(
+        "{get}g https://{NAME}/other; g --http1.1 -d b=c https://{NAME}/echo; g https://{NAME}/status/404; true"
+    );
+    let outcome = answering().rule("~c 404 => 418").go(["/bin/sh", "-c", &missing]).ok();
+    let text = outcome.text();
+    assert!(text.contains(&format!("GET https://{NAME}/other is not in the recording.\n501 2")), "{text}");
+    assert!(text.contains("/echo is not in the recording.\n501 1.1") && text.contains("418 2"), "{text}");
+    let report = outcome.report();
+    let fidelity = report.0["fidelity"].to_string();
+    assert!(
+        fidelity.contains("2\u{a0}requests were not in the recording") || fidelity.contains("2 requests were not"),
+        "{fidelity}"
+    );
+    assert_eq!(report.total("attempts"), 3);
+}
+
+#[test]
+fn requests_are_sent_again() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(&ca);
+    let folder = folder();
+    let file = folder.path().join("a.har");
+    let run = save(Run::new().to(NAME, upstream.address, &ca), &file).option("--save-bodies=1m");
+    let script = format!(
+        "c() {{ curl -sS -o /dev/null \"$@\"; }}; c https://{NAME}/hello; c --http1.1 https://{NAME}/bytes/5000; c https://{NAME}/status/404; \
+         c -H 'Authorization: Bearer hushhush' 'https://{NAME}/hello?a=1&sig=hush'; c -d some=words https://{NAME}/echo; c -X PUT -d put https://{NAME}/sink"
+    );
+    run.go(["/bin/sh", "-c", &script]).ok();
+    let map = format!("{NAME}={}", upstream.address);
+    let replay = |file: &Path, more: &[&str]| {
+        let mut words = words!["replay", file, "--map-host", &map, "--upstream-ca", ca.pem()];
+        words.extend(more.iter().map(OsString::from));
+        told(words)
+    };
+    let before = upstream.received().len();
+    // What is dangerous is refused, before anything is sent.
+    for (more, part) in [
+        (&["--yes"][..], "1 of the 6 attempts are POST"),
+        (&["!~m POST"], "add --yes"),
+        (&["~m TRACE", "--yes"], "no attempt matches"),
+        (&["--yes", "--header", "nonsense", "!~m POST"], "is not 'NAME: VALUE'"),
+    ] {
+        let said = replay(&file, more).code(64);
+        assert!(said.stderr.contains(part), "{said}");
+    }
+    assert_eq!(upstream.received().len(), before);
+
+    let same = replay(&file, &["--all-methods", "--yes", "--times", "2", "--rate", "1000"]).ok();
+    assert!(same.stderr.contains("12 requests sent: 12 answered as recorded, 0 otherwise"), "{same}");
+    assert!(same.stderr.contains("authorization, sig in the URL"), "{same}");
+    assert_eq!(same.text().lines().filter(|line| line.ends_with("  same")).count(), 12, "{same}");
+    let received = upstream.received().split_off(before);
+    let sent: Vec<(&str, &str, bool, u64)> =
+        received.iter().take(6).map(|it| (&*it.method, &*it.target, it.http2, it.body_length)).collect();
+    let expected = [
+        ("GET", "/hello", true, 0),
+        ("GET", "/bytes/5000", false, 0),
+        ("GET", "/status/404", true, 0),
+        ("GET", "/hello?a=1", true, 0),
+        ("POST", "/echo", true, 10),
+        ("PUT", "/sink", true, 3),
+    ];
+    assert_eq!(sent, expected);
+    assert!(received.iter().all(|it| it.header("authorization").is_none()));
+    assert!(received[0].header("user-agent").is_some_and(|agent| agent.starts_with("curl/")), "{:?}", received[0]);
+
+    let given = replay(&file, &["~u sig", "--yes", "--header", "Authorization: Bearer mine"]).ok();
+    assert_eq!(
+        upstream.received().last().and_then(|it| it.header("authorization").map(str::to_owned)).as_deref(),
+        Some("Bearer mine"),
+        "{given}"
+    );
+
+    // Somebody has changed the recording: then the answers are others.
+    let other = folder.path().join("other.har");
+    let text = std::fs::read_to_string(&file).expect("the recording");
+    let changed = text.replace("hello from /hello", "hello from elsewhere").replace("\"status\":404", "\"status\":200");
+    std::fs::write(&other, changed).expect("written");
+    let differs = replay(&other, &["!~m POST & !~m PUT", "--yes"]).code(1);
+    assert!(differs.stderr.contains("4 requests sent: 1 answered as recorded, 3 otherwise"), "{differs}");
+    assert!(
+        differs.text().contains("status 200 has become 404")
+            && differs.text().contains("the body's 21 bytes have become 18"),
+        "{differs}"
+    );
+
+    // Nobody is believed who cannot prove who he is.
+    let distrusted = told(words!["replay", &file, "~u bytes", "--map-host", &map, "--yes"]).code(1);
+    assert!(distrusted.text().contains("200 has become:") && distrusted.text().contains("certificate"), "{distrusted}");
+    // Everything somewhere else, under the recorded name.
+    let second = Upstream::start(&ca);
+    let to = second.address.to_string();
+    told(words!["replay", &file, "~u bytes", "--to", to, "--upstream-ca", ca.pem(), "--yes"]).ok();
+    assert_eq!(second.received().len(), 1);
+
+    // As a command: it asks for the same.
+    let id = |path: &str| {
+        let shown = told(words!["show", &file, "--json", path]).ok().text();
+        let line: Value = serde_json::from_str(shown.lines().next().expect("one")).expect("JSON");
+        line["id"].to_string()
+    };
+    let exported = told(words!["export", "curl", &file, "--id", id("~m PUT")]).ok().text();
+    let script =
+        format!("{} --resolve {NAME}:443:{} --cacert {}", exported.trim(), upstream.address.ip(), ca.pem().display());
+    let ran = clients::bare(Command::new("/bin/sh").arg("-c").arg(script)).finish(SOON).ok();
+    assert!(ran.text().contains("\"length\":3"), "{ran}");
+    let last = upstream.received().pop().expect("a request");
+    assert_eq!((&*last.method, &*last.target, last.body_length), ("PUT", "/sink", 3));
 }

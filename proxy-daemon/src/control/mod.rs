@@ -8,6 +8,7 @@
 //! handlers and their types; `docs/openapi.json` is the same.
 mod access;
 mod client;
+mod held;
 mod scraped;
 mod server;
 mod watch;
@@ -22,7 +23,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, find, named};
+pub use held::{
+    Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
+    Over, Released, Skipped, Verdict, Withdrawn,
+};
 pub use scraped::{MetricsServer, listen};
 pub use server::{Server, bind, bind_at, document};
 pub use watch::{Following, Told, Wanted};

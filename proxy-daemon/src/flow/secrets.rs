@@ -150,7 +150,10 @@ mod tests {
                 "curl -u me:hush --user you:hush https://a.test",
                 "curl -u me:REDACTED --user you:REDACTED https://a.test",
             ),
-            ("curl https://me:hush@a.test/?key=hush&sig=hush&b=2", "curl https://REDACTED@a.test/?key=REDACTED&sig=REDACTED&b=2"),
+            (
+                "curl https://me:hush@a.test/?key=hush&sig=hush&b=2",
+                "curl https://REDACTED@a.test/?key=REDACTED&sig=REDACTED&b=2",
+            ),
             (
                 "app --password hush --api-key=hush --db-password hush",
                 "app --password REDACTED --api-key=REDACTED --db-password REDACTED",

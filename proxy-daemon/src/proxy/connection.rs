@@ -210,7 +210,8 @@ impl Visit<'_> {
         }
 
         if let Some(answers) = &proxy.answers {
-            return self.answered(answers, client, hello, first, name, drain).await;
+            // Boxed, so that other connections do not pay for its size.
+            return Box::pin(self.answered(answers, client, hello, first, name, drain)).await;
         }
         let place: Place = (Arc::clone(&name), self.origin.port());
         let findings = &proxy.findings;

@@ -13,9 +13,9 @@ use super::Running;
 
 #[path = "../../../xtask/src/packages.rs"]
 mod packages;
-use packages::{CLIENTS, MATRIX, OLD_CLIENTS, OTLP, READERS, SUITES};
+use packages::{API, CLIENTS, MATRIX, OLD_CLIENTS, OTLP, READERS, SUITES};
 
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Fails unless the tests run as root, which cgroups and BPF need.
 #[track_caller]
@@ -116,6 +116,12 @@ pub fn node_modules() -> PathBuf {
 #[track_caller]
 pub fn otlp_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
+}
+
+/// Python with what holds the local API to its description.
+#[track_caller]
+pub fn api_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_API_VENV", "api", API)
 }
 
 /// Python with the clients of the matrix.

@@ -2,6 +2,7 @@
 //! own, which [`Server::start`] puts together.
 mod attempts;
 mod extract;
+mod held;
 mod instance;
 mod rules;
 
@@ -78,6 +79,7 @@ fn routes() -> OpenApiRouter<Arc<Controlled>> {
         .merge(instance::routes())
         .merge(rules::routes())
         .merge(attempts::routes())
+        .merge(held::routes())
 }
 
 /// The description of all routes (OpenAPI 3.1).
