@@ -76,6 +76,9 @@ pub(crate) const API: &[&str] = &["schemathesis==4.32.5"];
 /// What receives OTLP.
 pub(crate) const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
 
+/// What reads HAR files besides us.
+pub(crate) const READERS: &[&str] = &["haralyzer==2.4.0", "mitmproxy==11.0.2"];
+
 /// The AWS SDK for JavaScript, and clients that retry, for Node.
 pub(crate) const NODE_CLIENTS: &[&str] = &[
     "@aws-sdk/client-s3@3.1173.0",

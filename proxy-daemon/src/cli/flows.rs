@@ -179,10 +179,14 @@ impl Screen {
         if self.terminal { columns(io::stdout()) } else { usize::MAX }
     }
 
+    fn look(&self) -> Look {
+        Look { width: self.width(), color: self.color }
+    }
+
     fn head(&mut self) {
         if self.terminal && !self.json {
-            let head = Cells::head().line(self.width());
-            self.line(&if self.color { format!("\x1b[2m{head}\x1b[0m") } else { head });
+            let head = self.look().head();
+            self.line(&head);
         }
     }
 
@@ -191,7 +195,7 @@ impl Screen {
             let line = serde_json::to_string(attempt).unwrap_or_default();
             return self.line(&line);
         }
-        let line = Cells::of(attempt).painted(self.width(), self.color.then(|| color(attempt)));
+        let line = self.look().line(attempt);
         self.line(&line);
     }
 
@@ -202,6 +206,31 @@ impl Screen {
             format!("... {skipped} attempts are not shown: they came faster than they were read")
         };
         self.line(&line);
+    }
+}
+
+/// How lines are shown, also those of a recording.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Columns; `usize::MAX` for no end.
+    pub(super) width: usize,
+    pub(super) color: bool,
+}
+
+impl Look {
+    /// With so much of its width taken.
+    pub(super) fn less(self, columns: usize) -> Self {
+        let width = if self.width == usize::MAX { self.width } else { self.width.saturating_sub(columns) };
+        Self { width, ..self }
+    }
+
+    pub(super) fn head(self) -> String {
+        let head = Cells::head().line(self.width);
+        if self.color { format!("\x1b[2m{head}\x1b[0m") } else { head }
+    }
+
+    pub(super) fn line(self, attempt: &AttemptEntry) -> String {
+        Cells::of(attempt).painted(self.width, self.color.then(|| color(attempt)))
     }
 }
 

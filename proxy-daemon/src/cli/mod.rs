@@ -11,6 +11,7 @@ mod config;
 mod daemon;
 mod doctor;
 mod edit;
+mod export;
 mod flows;
 mod held;
 mod intercept;
@@ -19,10 +20,13 @@ mod options;
 mod otlp;
 mod output;
 mod place;
+mod recording;
 mod reload;
+mod replay;
 mod report;
 mod rules;
 mod run;
+mod save;
 mod scene;
 mod signals;
 mod user;
@@ -76,8 +80,14 @@ enum Command {
     Config(config::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
-    /// Show the report of a running instance, or of a file; compare two
+    /// Show the report of a running instance, of a recording, or of a file; compare two
     Report(report::Args),
+    /// Show what `--save` has recorded, a line for each attempt
+    Show(recording::Args),
+    /// Print an attempt as a command
+    Export(export::Args),
+    /// Send recorded requests again, and tell what is answered otherwise
+    Replay(replay::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
@@ -154,7 +164,9 @@ pub fn main() -> ExitCode {
         [hidden, descriptor, cgroup] if hidden == launch::LAUNCH => {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
-        [hidden] if hidden == janitor::JANITOR => return janitor::main(crate::redirect::sweep),
+        [hidden] if hidden == janitor::JANITOR => {
+            return janitor::main(crate::redirect::sweep, |recording| drop(crate::report::recording::mend(recording)));
+        }
         [hidden] if hidden == warden::WARDEN => {
             return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
         }
@@ -181,6 +193,9 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Show(args) => recording::show(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Intercept(args) => intercept::run(args),

@@ -12,6 +12,8 @@ mod fidelity;
 mod html;
 pub mod metrics;
 pub mod otlp;
+pub mod recorded;
+pub mod recording;
 pub mod statsd;
 mod text;
 pub mod timeline;
@@ -24,7 +26,7 @@ mod tests;
 use std::{collections::BTreeMap, time::SystemTime};
 
 pub use build::build;
-pub use fidelity::{DifferenceEntry, differences};
+pub use fidelity::{DifferenceEntry, differences, from_recording};
 pub use html::html;
 use serde::{Deserialize, Serialize};
 pub use text::text;
