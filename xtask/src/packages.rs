@@ -70,6 +70,9 @@ pub(crate) const SUITES: &[&str] = &[
 /// Packages whose own tests are run, from their sources.
 pub(crate) const SOURCES: &[&str] = &["httpcore==1.0.9", "httpx==0.28.1", "urllib3==2.8.0"];
 
+/// What holds the local API to its description.
+pub(crate) const API: &[&str] = &["schemathesis==4.32.5"];
+
 /// What receives OTLP.
 pub(crate) const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
 

@@ -286,7 +286,12 @@ impl Cells {
         let others = 8 + 1 + pid + 1 + COMM + 1 + 1 + NUMBER + 1 + STATUS + 1 + TOOK + 1 + WAITED;
         let (paint, end) = color.map_or(("", ""), |color| (color, "\x1b[0m"));
         let retry = if color.is_some() && !self.waited.is_empty() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-        let start = format!("{:8} {:>pid$} {}", self.time, self.pid, left(&self.comm, COMM));
+        let start = format!(
+            "{:8} {:>pid$} {}",
+            self.time,
+            self.pid,
+            left(&self.comm, if width == usize::MAX { self.comm.width().max(COMM) } else { COMM })
+        );
         let end = format!(
             "{}{}{} {paint}{}{end} {} {}",
             retry.0,

@@ -13,7 +13,7 @@ use super::Running;
 
 #[path = "../../../xtask/src/packages.rs"]
 mod packages;
-use packages::{CLIENTS, MATRIX, OLD_CLIENTS, OTLP, SUITES};
+use packages::{API, CLIENTS, MATRIX, OLD_CLIENTS, OTLP, SUITES};
 
 pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -116,6 +116,12 @@ pub fn node_modules() -> PathBuf {
 #[track_caller]
 pub fn otlp_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
+}
+
+/// Python with what holds the local API to its description.
+#[track_caller]
+pub fn api_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_API_VENV", "api", API)
 }
 
 /// Python with the clients of the matrix.
