@@ -251,6 +251,10 @@ impl Model {
         match letter {
             'r' => {
                 let verdict = self.changes.get(&id).cloned().unwrap_or_default();
+                // What is not held any more has nothing to show.
+                if matches!(self.view(), View::Hold(_)) {
+                    self.back();
+                }
                 return Some(vec![Effect::Decide(id, verdict)]);
             }
             'e' => return Some(vec![Effect::Edit(id)]),

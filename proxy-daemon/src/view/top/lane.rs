@@ -123,7 +123,7 @@ pub(super) fn lane(row: &CallRow<'_>, held: Option<(String, f64)>, columns: usiz
     }
     let mut left = columns;
     for (text, _) in &mut out {
-        *text = crate::report::words::fit(text, left);
+        *text = if left > 0 { crate::report::words::fit(text, left) } else { String::new() };
         left = left.saturating_sub(text.width());
     }
     out.push((" ".repeat(left), Ink::Wait));
@@ -156,9 +156,9 @@ mod tests {
     fn in_proportion_to_time() {
         let attempts =
             [attempt(429, 100.0, None), attempt(429, 100.0, Some(400.0)), attempt(200, 100.0, Some(1_300.0))];
-        assert_eq!(drawn(&attempts, 40), "→429━·400 ms·→429━·······1.30 s······200");
-        assert_eq!(drawn(&attempts, 20), "→429··→429······200━");
-        assert_eq!(drawn(&attempts, 10), "…→429·200 ");
+        assert_eq!(drawn(&attempts, 40), "→429━·······→429━······1.30 s·······200━");
+        assert_eq!(drawn(&attempts, 20), "→429···→429······200");
+        assert_eq!(drawn(&attempts, 10), "…·→429·200");
     }
 
     #[test]

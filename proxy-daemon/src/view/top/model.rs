@@ -379,8 +379,8 @@ impl Model {
     pub(super) fn open(&mut self, view: View) {
         match &view {
             View::Call(call) => (self.call, self.following) = (self.found(*call), None),
-            View::Attempt(_) => self.attempt = None,
-            View::Hold(_) => self.hold = None,
+            View::Attempt(id) => drop(self.attempt.take_if(|attempt| attempt.attempt.id != *id)),
+            View::Hold(id) => drop(self.hold.take_if(|hold| hold.held.id != *id)),
             _ => {}
         }
         self.stacks[self.tab as usize].push(Place::new(view));

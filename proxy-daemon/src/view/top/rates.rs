@@ -39,10 +39,10 @@ struct Track {
 }
 
 impl Track {
-    /// Makes room up to this second.
-    fn reach(&mut self, second: u64) {
+    /// Makes room up to this second, from another on where there is none yet.
+    fn reach(&mut self, from: u64, second: u64) {
         if self.slots.is_empty() {
-            self.at = second;
+            self.at = from;
             self.slots.push_back(Slot::default());
         }
         let missing = second.saturating_sub(self.at).min(SECONDS as u64);
@@ -71,7 +71,7 @@ impl Track {
         }
         let to = to.max(from + 1);
         // Up to the moment before `to`: a second that has just begun is not reached.
-        self.reach((to - 1) / 1_000);
+        self.reach(from / 1_000, (to - 1) / 1_000);
         for second in from / 1_000..=(to - 1) / 1_000 {
             let part = (to.min((second + 1) * 1_000) - from.max(second * 1_000)) as f32 / (to - from) as f32;
             if let Some(slot) = self.slot(second) {

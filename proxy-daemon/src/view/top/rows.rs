@@ -33,12 +33,17 @@ pub(super) fn throttled(counts: &CountsEntry) -> u64 {
     counts.classes.get("throttled").map_or(0, |class| class.genuine + class.injected)
 }
 
+/// A command line without what tells nothing apart, as in `/usr/bin/python3
+/// /srv/app/sync.py`.
+pub(super) fn without_folders(command: &str) -> String {
+    let words = command.split(' ').filter(|word| !word.is_empty());
+    let words = words.map(|word| if word.starts_with('/') { word.rsplit('/').next().unwrap_or(word) } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// What a process is called: what runs, and with what.
 pub(super) fn name_of(process: &ProcessEntry) -> String {
-    // Folders tell nothing apart, as in /usr/bin/python3 /srv/app/sync.py.
-    let words = process.command.split(' ').filter(|word| !word.is_empty());
-    let name = words.map(|word| if word.starts_with('/') { word.rsplit('/').next().unwrap_or(word) } else { word });
-    let name = name.collect::<Vec<_>>().join(" ");
+    let name = without_folders(&process.command);
     if name.is_empty() { process.comm.clone() } else { name }
 }
 

@@ -36,8 +36,10 @@ pub(super) fn draw(model: &Model, look: Look, pane: &mut Pane<'_>) -> Option<Pos
         return self::prompt(look, pane, prompt);
     }
     if let Link::Lost(since, why) = &model.link {
-        let text =
-            format!("the instance has ended, or cannot be reached since {since} UTC; this is its last state ({why})");
+        let mut text = format!("the instance has ended, or cannot be reached since {since} UTC; its last state");
+        if pane.width() >= 140 {
+            text.push_str(&format!(" ({why})"));
+        }
         pane.text(&text, look.bad().add_modifier(Modifier::BOLD));
     }
     if let Some(said) = &model.said {
@@ -102,7 +104,7 @@ fn purpose(prompt: &Prompt) -> (String, &'static str) {
     match &prompt.purpose {
         Purpose::Filter => ("filter: ".into(), "Enter applies it, empty takes it away; Tab completes, Esc leaves"),
         Purpose::Intercept => {
-            ("hold attempts at their response that match: ".into(), "Enter puts it in force; Tab completes, Esc leaves")
+            ("intercept: ".into(), "attempts that match wait for you at their response; Tab completes, Esc leaves")
         }
         Purpose::Rule => ("rule: ".into(), "FILTER => ACTION, such as ~svc s3 & ~attempt ..2 => 429; Esc leaves"),
         Purpose::First(id) => (format!("#{id} first line: "), "type over it; then r lets it go. Esc leaves"),

@@ -6,11 +6,12 @@ use ratatui::{
 
 use super::{
     Drawn, Look,
-    lists::held_status,
+    lists::{held_name, held_status},
     pane::{Pane, scrolled, wrapped},
 };
 use crate::{
     control::{Message, Verdict},
+    flow::redact,
     view::{
         top::{
             lane::Ink,
@@ -147,8 +148,8 @@ pub(super) fn hold(model: &Model, look: Look, pane: &mut Pane<'_>, id: u64, draw
     let mut what = format!("#{id} waits at its {} for {}", held.phase, time(model.since_held(held.waited_ms) as f64));
     what.push_str(&format!("; goes on by itself in {}", time(model.left_of(held.left_ms) as f64)));
     page.text(&what, look.held());
-    page.fact("what", &asked(held.service.as_deref(), held.operation.as_deref(), &held.method, &held.url), look.name());
-    page.fact("url", &format!("{} {}", held.method, held.url), Style::new());
+    page.fact("what", &held_name(held), look.name());
+    page.fact("url", &format!("{} {}", held.method, redact::url(&held.url)), Style::new());
     if held.phase != "request" {
         page.fact("status", &held_status(model, held), look.held());
     }
@@ -205,13 +206,15 @@ fn changed(page: &mut Page, changes: &Verdict) {
 
 fn message(page: &mut Page, message: &Message) {
     let first = match (&message.method, message.status) {
-        (Some(method), _) => format!("{method} {}", message.target.as_deref().unwrap_or_default()),
+        (Some(method), _) => format!("{method} {}", redact::url(message.target.as_deref().unwrap_or_default())),
         (None, Some(status)) => format!("{status} {}", message.reason.as_deref().unwrap_or_default()),
         (None, None) => String::new(),
     };
     page.text(&first, page.look.bold());
     for (name, value) in &message.headers {
-        page.field(name, value);
+        // An editor has them as they are; who looks over a shoulder has not.
+        let value = redact::header(name.as_bytes(), value.as_bytes());
+        page.field(name, &String::from_utf8_lossy(&value));
     }
     let dim = page.look.dim();
     match (&message.body.text, &message.body.absent) {

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     control::{HeldView, HoldAt},
+    flow::redact,
     history::AttemptEntry,
     report::words::{fit, plain},
     view::{
@@ -38,11 +39,11 @@ pub(super) fn processes(model: &Model, look: Look, pane: &mut Pane<'_>, drawn: &
     if width >= 100 {
         columns.push(number("RATE", 7, 7));
     }
-    columns.extend([number("RETRIES", 8, 5), number("THROTTLED", 10, 6), number("STALLED", 8, 0)]);
+    columns.extend([number("RETRIES", 7, 5), number("THROTTLED", 9, 6), number("STALLED", 8, 0)]);
     if width >= 100 {
         columns.push(amount("FOR", 8));
     }
-    let seconds = (width / 7).clamp(10, 60);
+    let seconds = (width / 8).clamp(10, 60);
     columns.push(word("LATELY", seconds, None));
     let table = Table::new(columns, width);
     table.head(look, pane, model.place().sort, Some(&mut drawn.hits));
@@ -102,11 +103,7 @@ pub(super) fn operations(model: &Model, look: Look, pane: &mut Pane<'_>, key: Pr
     let Some(process) = model.process(&key) else {
         return empty(model, look, pane, "This process is no longer told of.");
     };
-    if active {
-        pane.text(&process.command, look.name());
-    } else {
-        pane.wrapped(&process.command, look.name());
-    }
+    pane.beginning(&process.command, if active { 1 } else { 2 }, look.name());
     let place = process.container_name.as_ref().or(process.container.as_ref()).map(|it| format!("container {it}"));
     let place = place.or_else(|| process.unit.clone());
     let mut facts = format!("pid {}, uid {}", process.pid, process.uid);
@@ -118,15 +115,15 @@ pub(super) fn operations(model: &Model, look: Look, pane: &mut Pane<'_>, key: Pr
     }
     pane.text(&facts, look.dim());
     let width = pane.width();
-    let mut columns = vec![
-        word("OPERATION", 0, Some(1)),
-        number("CALLS", 7, 2),
-        number("ATTEMPTS", 8, 3),
-        number("RETRIES", 7, 4),
-        number("THROTTLED", 9, 5),
-        number("GAVE UP", 7, 6),
-        number("BACKOFF", 8, 0),
-    ];
+    let mut columns = vec![word("OPERATION", 0, Some(1)), number("CALLS", 7, 2)];
+    if active {
+        columns.push(number("ATTEMPTS", 8, 3));
+    }
+    columns.push(number("RETRIES", 7, 4));
+    if active {
+        columns.extend([number("THROTTLED", 9, 5), number("GAVE UP", 7, 6)]);
+    }
+    columns.push(number("BACKOFF", 8, 0));
     if width >= 110 {
         columns.extend([amount("p50", 8), amount("p99", 8), amount("MOST", 8)]);
     }
@@ -173,20 +170,22 @@ fn held_ms(model: &Model, held: Option<&HeldView>) -> f64 {
 pub(super) fn calls(model: &Model, look: Look, pane: &mut Pane<'_>, scope: &Scope, drawn: &mut Drawn) {
     let width = pane.width();
     let mut columns = vec![word("TIME", 8, Some(0))];
-    if scope.process.is_none() {
+    // Where there is one process, its pid tells nothing.
+    let several = model.report.as_ref().is_some_and(|report| report.processes.len() > 1);
+    if scope.process.is_none() && several {
         columns.push(amount("PID", 7));
         if width >= 110 {
             columns.push(word("COMMAND", 12, None));
         }
     }
-    let operation = if scope.operation.is_some() && width < 110 { 0 } else { (width / 4).clamp(16, 44) };
+    let operation = if scope.operation.is_some() && width < 110 { 0 } else { (width / 5).clamp(16, 44) };
     if operation > 0 {
         columns.push(word("OPERATION", operation, Some(4)));
     }
     columns.extend([
-        number("TRIES", 6, 1),
-        number("TOOK", 8, 2),
-        number("WAITED", 8, 3),
+        number("TRIES", 5, 1),
+        number("TOOK", 7, 2),
+        number("WAITED", 7, 3),
         word("ATTEMPTS AND WAITS", 0, None),
     ]);
     let table = Table::new(columns, width);
@@ -240,9 +239,14 @@ pub(super) fn calls(model: &Model, look: Look, pane: &mut Pane<'_>, scope: &Scop
 fn call_name(row: &CallRow<'_>) -> String {
     match (row.attempts.last(), row.held) {
         (Some(it), _) => asked(it.service.as_deref(), it.operation.as_deref(), &it.method, &it.url),
-        (None, Some(it)) => asked(it.service.as_deref(), it.operation.as_deref(), &it.method, &it.url),
+        (None, Some(it)) => held_name(it),
         (None, None) => String::new(),
     }
+}
+
+/// Held attempts come as they are; a URL may be signed.
+pub(super) fn held_name(it: &HeldView) -> String {
+    asked(it.service.as_deref(), it.operation.as_deref(), &it.method, &redact::url(&it.url))
 }
 
 /// One call: its attempts one below the other, on one scale of time.
@@ -273,9 +277,12 @@ pub(super) fn call(model: &Model, look: Look, pane: &mut Pane<'_>, id: u64, draw
         (None, Some(it)) => (it.method.as_str(), it.url.as_str()),
         (None, None) => ("", ""),
     };
-    pane.text(&format!("{}  {method} {url}", call_name(&row)), look.name());
+    pane.text(&format!("{}  {method} {}", call_name(&row), redact::url(url)), look.name());
     pane.text(&format!("pid {pid}  {command}"), look.dim());
-    let mut sums = format!("{} of it waited, {} in all", time(row.waited()), time(row.took_ms));
+    let mut sums = format!("{} in all", time(row.took_ms));
+    if row.waited() > 0.0 {
+        sums.push_str(&format!(", {} of it waited", time(row.waited())));
+    }
     if row.earlier > 0 {
         sums.push_str(&format!("; {} earlier attempts are not kept", row.earlier));
     }
@@ -397,10 +404,7 @@ pub(super) fn held(model: &Model, look: Look, pane: &mut Pane<'_>, drawn: &mut D
             "ID" => cell(format!("#{}", held.id), look.held()),
             "AT" => cell(held.phase.clone(), Style::new()),
             "STATUS" => cell(held_status(model, held), look.held()),
-            "OPERATION" => {
-                let name = asked(held.service.as_deref(), held.operation.as_deref(), &held.method, &held.url);
-                cell(name, look.name())
-            }
+            "OPERATION" => cell(held_name(held), look.name()),
             "TRY" => cell(held.attempt.to_string(), Style::new()),
             "PID" => cell(held.pid.to_string(), look.dim()),
             "COMMAND" => cell(held.comm.clone(), look.dim()),
@@ -425,9 +429,9 @@ pub(super) fn held(model: &Model, look: Look, pane: &mut Pane<'_>, drawn: &mut D
             HoldAt::Both => "at both",
         };
         let text = format!(
-            "{:>3}  {}  {at}, {} at most, has held {}",
+            "{:>3}  {}  {at}, {} at most, held {}",
             intercept.id,
-            left(&intercept.filter, (width / 2).min(40)),
+            left(&intercept.filter, width.saturating_sub(50).clamp(10, 60)),
             time(intercept.max_wait_ms as f64),
             intercept.held
         );

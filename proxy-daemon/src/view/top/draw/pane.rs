@@ -49,6 +49,14 @@ impl<'a> Pane<'a> {
         self.put(Line::styled(left(text, self.width()), style))
     }
 
+    /// As much as goes into so many lines.
+    pub(super) fn beginning(&mut self, text: &str, lines: usize, style: Style) {
+        let text = crate::report::words::fit(&crate::report::words::plain(text), self.width() * lines);
+        for line in wrapped(&text, self.width()).into_iter().take(lines) {
+            self.put(Line::styled(line, style));
+        }
+    }
+
     /// Broken into lines where it is too long.
     pub(super) fn wrapped(&mut self, text: &str, style: Style) {
         for line in wrapped(text, self.width()) {

@@ -54,9 +54,8 @@ fn both(pane: &mut Pane<'_>, left: Vec<Span<'static>>, right: Vec<Span<'static>>
 fn title(model: &Model, look: Look, pane: &mut Pane<'_>) {
     let mut left = vec![Span::styled("retryscope top ", look.bold())];
     if let Some(about) = &model.about {
-        let what = about
-            .command
-            .clone()
+        let command = about.command.as_deref().map(rows::without_folders);
+        let what = command
             .unwrap_or_else(|| if about.targets.is_empty() { about.target.clone() } else { about.targets.join(", ") });
         left.push(Span::styled(plain(&what), look.name()));
         left.push(Span::styled(format!(" (instance {})", about.pid), look.dim()));
@@ -99,7 +98,7 @@ fn totals(model: &Model, look: Look, pane: &mut Pane<'_>) {
         "stalled",
         look.bold(),
     );
-    put(if rate < 9.95 { format!("{rate:.1}/s") } else { format!("{}/s", short(rate as u64)) }, "now", look.bold());
+    put(if rate < 9.95 { format!("{rate:.1}/s") } else { format!("{}/s", short(rate as u64)) }, "", look.bold());
     if pane.width() >= 110 {
         put(short(counts.give_ups), "gave up", look.count(counts.give_ups, look.bad()));
         put(time(counts.backoff.total_ms), "backoff", look.bold());
