@@ -31,7 +31,7 @@ use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    proxy::{self, Account, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
@@ -98,6 +98,9 @@ pub struct Settings {
     pub control: Option<(std::os::unix::net::UnixListener, control::Access)>,
     /// What earlier instances came to.
     pub earlier: Option<Earlier>,
+    /// It begins with connections going direct: the redirect is bypassed
+    /// already.
+    pub bypassed: bool,
 }
 
 /// What outlives an instance, for the next.
@@ -153,6 +156,10 @@ impl Gate for KernelGate {
 
     fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.exempt(&socket).map_err(io::Error::other)
+    }
+
+    fn bypass(&self, on: bool) -> io::Result<()> {
+        self.0.bypass(on).map_err(io::Error::other)
     }
 }
 
@@ -233,9 +240,11 @@ impl Instance {
         let learned = Learned::new(settings.strict);
         learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
+        let gate: Arc<dyn Gate> = Arc::new(KernelGate(Arc::clone(&redirect)));
         let proxy = Arc::new(Proxy {
             account: Arc::new(Account::new(clock, rules, ledger)),
-            gate: Arc::new(KernelGate(Arc::clone(&redirect))),
+            bypass: Arc::new(Bypass::new(Arc::clone(&gate), clock, settings.bypassed)),
+            gate,
             processes: ProcessTable::new(newcomers, Arc::clone(&redirect) as Arc<dyn Memory>),
             leaves,
             servers,
@@ -258,6 +267,7 @@ impl Instance {
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             gate: Arc::clone(&proxy.gate),
+            bypass: Arc::clone(&proxy.bypass),
             files: settings.rule_files,
             about: About {
                 pid: std::process::id(),
@@ -265,6 +275,7 @@ impl Instance {
                 target: settings.target,
                 command: settings.command,
                 targets: Vec::new(),
+                bypassed: None,
             },
             ports: ports.clone(),
             host: settings.host,

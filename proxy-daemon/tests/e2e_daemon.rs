@@ -6,7 +6,12 @@ use std::{
     process::Command,
 };
 
-use common::{Daemon, Loop, Running, SOON, Site, TestCa, TestCgroup, Upstream, alive, clients, run::retryscope, until};
+use common::{
+    Daemon, Loop, Running, SOON, Site, TestCa, TestCgroup, Upstream, alive, clients,
+    run::retryscope,
+    steady::{errors, more, rows, steady},
+    until,
+};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -409,33 +414,6 @@ fn what_is_told_to_others() {
     let events = std::fs::read_to_string(site.path("events.jsonl")).expect("the file");
     assert!(events.lines().count() >= 3, "{events}");
     client.end();
-}
-
-/// The rows of a client that asks without a pause.
-fn rows(running: &Running) -> Vec<Value> {
-    let said = running.stdout.bytes();
-    let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    said[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
-}
-
-fn steady(group: &TestCgroup, upstream: &Upstream, keep: bool) -> Running {
-    let mut command = group.command(&clients::python());
-    command.arg(clients::script("steady.py")).arg(upstream.address.ip().to_string());
-    if keep {
-        command.arg("keep");
-    }
-    clients::bare(&mut command)
-}
-
-fn more(running: &Running, wanted: impl Fn(&Value) -> bool) {
-    let before = rows(running).len();
-    until("the client goes on", SOON, || {
-        (rows(running).iter().skip(before).filter(|row| wanted(row)).count() >= 5).then_some(())
-    });
-}
-
-fn errors(running: &Running) -> Vec<Value> {
-    rows(running).into_iter().filter(|row| !row["error"].is_null() || row["status"] != 200).collect()
 }
 
 /// Under load no request fails: not by a reload, and not by a restart, during

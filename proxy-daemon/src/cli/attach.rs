@@ -148,6 +148,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         host: None,
         control: None,
         earlier: None,
+        bypassed: false,
     };
     let mut finished = runtime.block_on(async {
         let redirect = Redirection::start(&wanted, scene.daemon())?;

@@ -77,7 +77,7 @@ pub(super) struct Args {
 }
 
 /// A name that can be a folder's.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@\\:".contains(&byte);
     if text.is_empty() || text.starts_with('.') || text.len() > 200 || !text.bytes().all(legal) {
         return Err("use letters, digits, -, _, ., @ and \\".into());
@@ -158,6 +158,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     })?;
     let certificate = started.authority.clone();
     let keeper_pid = started.pid;
+    let bypassed = state.as_ref().is_some_and(state::Kept::keeps_bypass);
+    if bypassed {
+        // Before anything is attached.
+        started.bypass()?;
+        tracing::warn!(
+            "bypassed, as it was before: new connections go direct, unobserved, until `retryscope bypass off`"
+        );
+    }
     let (keeper, signer, redirect, keepers_less) = started.run()?;
     for what in less.iter().chain(&keepers_less) {
         tracing::warn!("less is confined than could be: {what}");
@@ -175,7 +183,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let earlier = state.as_ref().and_then(state::Kept::read);
 
     let Prepared { changeable, rule_settings, upstream, statsd, otlp, .. } = prepared;
-    let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level));
+    let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level, state.clone()));
     let settings = Settings {
         ports: config.ports.clone(),
         // What outlived this process would be ended by the service manager.
@@ -199,6 +207,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         host: Some(Arc::clone(&host) as Arc<dyn control::Host>),
         control: Some((control, access)),
         earlier,
+        bypassed,
     };
     let runtime = runtime()?;
     let code = runtime.block_on(async {
@@ -370,7 +379,10 @@ impl Serving<'_> {
             many => format!("{many} cgroups are watched"),
         };
         let (attempts, retries) = (snapshot.totals.attempts, snapshot.totals.retries());
-        manager::tell(&[NotifyState::Status(&format!("{cgroups}; attempts {attempts}, of them retries {retries}"))]);
+        let bypassed = if self.instance.proxy().bypass.since().is_some() { "bypassed; " } else { "" };
+        manager::tell(&[NotifyState::Status(&format!(
+            "{bypassed}{cgroups}; attempts {attempts}, of them retries {retries}"
+        ))]);
     }
 
     fn save(&self) {

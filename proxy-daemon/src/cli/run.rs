@@ -224,6 +224,7 @@ impl Job {
                 host: None,
                 control: None,
                 earlier: None,
+                bypassed: false,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))

@@ -14,6 +14,7 @@
 //! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
 //! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
 //! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
+//! | `PUT /v1/bypass` `{"bypassed": true, "now": false, "keep": false}` | lets new connections go direct, or no longer; with `now` those under way end as they become idle, with `keep` it outlives a daemon's restart |
 //! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
 mod access;
 mod client;
@@ -36,7 +37,7 @@ pub use server::{Server, bind, bind_at};
 use crate::{
     flow::Moment,
     process::confine,
-    proxy::{Account, Gate},
+    proxy::{Account, Bypass, Gate},
     report::{self, Meta, Report, differences},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
@@ -62,6 +63,30 @@ pub struct About {
     /// What a daemon watches at the moment.
     #[serde(default)]
     pub targets: Vec<String>,
+    /// Present where new connections go direct.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bypassed: Option<Bypassed>,
+}
+
+/// Of an instance that is bypassed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bypassed {
+    /// As RFC 3339 has it.
+    pub since: String,
+    /// A restart does not end it.
+    pub kept: bool,
+}
+
+/// What is to become of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassWish {
+    pub bypassed: bool,
+    /// Those under way are to leave, too.
+    #[serde(default)]
+    pub now: bool,
+    /// Also after a restart.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// What a daemon adds.
@@ -74,6 +99,10 @@ pub trait Host: fmt::Debug + Send + Sync {
     fn keeper(&self) -> u32;
     /// The authority's key.
     fn key(&self) -> &Path;
+    /// Has a bypass outlive a restart, or no longer.
+    fn keep_bypass(&self, keep: bool) -> Result<(), String>;
+    /// Whether one would.
+    fn keeps_bypass(&self) -> bool;
 }
 
 /// What a reload came to.
@@ -180,6 +209,7 @@ struct Refused {
 pub struct Controlled {
     pub account: Arc<Account>,
     pub gate: Arc<dyn Gate>,
+    pub bypass: Arc<Bypass>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
     pub about: About,
@@ -232,7 +262,28 @@ impl Controlled {
 
     fn about(&self) -> About {
         let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
-        About { targets, ..self.about.clone() }
+        let bypassed = self.bypass.since().map(|since| Bypassed {
+            since: humantime::format_rfc3339_seconds(self.account.clock.wall(since)).to_string(),
+            kept: self.host.as_ref().is_some_and(|host| host.keeps_bypass()),
+        });
+        About { targets, bypassed, ..self.about.clone() }
+    }
+
+    /// Does what is wished, or nothing of it.
+    fn switch_bypass(&self, wish: BypassWish) -> Result<About, String> {
+        match &self.host {
+            // What is taken back must not come again, and what cannot be kept
+            // is not begun.
+            Some(host) => host.keep_bypass(wish.bypassed && wish.keep)?,
+            None if wish.keep => {
+                return Err("this instance ends with its command or by a signal, and so does a bypass; \
+                            only a daemon's can be kept over a restart"
+                    .into());
+            }
+            None => {}
+        }
+        self.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
+        Ok(self.about())
     }
 
     /// Tries what the process that serves connections must not be able to do.
@@ -255,6 +306,9 @@ impl Controlled {
         let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
         let counters = self.gate.counters();
         notes.extend(counters.sentences());
+        if self.bypass.since().is_some() {
+            notes.push("It is bypassed at the moment: new connections go direct, unobserved.".into());
+        }
         notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));
         report::build(
             &snapshot,

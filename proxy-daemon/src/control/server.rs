@@ -17,7 +17,7 @@ use axum::{
 use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
-    Access, Added, Changed, Controlled, FOLDER, NewRule, Refused, SOCKET, Switch,
+    Access, Added, BypassWish, Changed, Controlled, FOLDER, NewRule, Refused, SOCKET, Switch,
     access::{Peer, authorise},
 };
 
@@ -57,6 +57,7 @@ impl Server {
             .route("/v1/rules/{name}/enabled", put(switch))
             .route("/v1/enabled", put(switch_all))
             .route("/v1/reload", post(reload))
+            .route("/v1/bypass", put(bypass))
             .route("/v1/privileges", get(privileges))
             .layer(middleware::from_fn_with_state(access, authorise))
             .layer(DefaultBodyLimit::max(MAX_REQUEST))
@@ -141,6 +142,15 @@ async fn reload(State(it): Shared) -> Response {
     // Reading files, and a daemon's waiting for its keeper, may take a moment.
     match tokio::task::spawn_blocking(move || it.reload()).await {
         Ok(Ok(reloaded)) => Json(reloaded).into_response(),
+        Ok(Err(error)) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+async fn bypass(State(it): Shared, Json(wish): Json<BypassWish>) -> Response {
+    // What is kept is written to the disk.
+    match tokio::task::spawn_blocking(move || it.switch_bypass(wish)).await {
+        Ok(Ok(about)) => Json(about).into_response(),
         Ok(Err(error)) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
     }

@@ -128,6 +128,11 @@ impl Started {
         self.redirect.is_usable()
     }
 
+    /// Lets everything go direct that will be attached.
+    pub fn bypass(&self) -> Result<(), KeeperError> {
+        Ok(self.redirect.bypass(true)?)
+    }
+
     /// Takes over what is attached at the start; from here on cgroups come and
     /// go by themselves. What the keeper says of its confinement comes along.
     /// To be called once this process is confined: it starts a thread.

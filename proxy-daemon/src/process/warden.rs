@@ -125,8 +125,9 @@ impl Drop for Warden {
     }
 }
 
-/// The warden's own life. `shut` closes the gate whose map it is given.
-pub fn main(shut: impl FnOnce(OwnedFd) -> Result<(), String>) -> ExitCode {
+/// The warden's own life. `shut` closes the gate whose map it is given, and
+/// says whether it did: what is bypassed is not to be refused.
+pub fn main(shut: impl FnOnce(OwnedFd) -> Result<bool, String>) -> ExitCode {
     // Signals for the terminal's foreground are not meant for this; but the
     // one that ends it is, also where the daemon has kept it back.
     let _ = setsid();
@@ -148,10 +149,17 @@ pub fn main(shut: impl FnOnce(OwnedFd) -> Result<(), String>) -> ExitCode {
             Ok((None, _)) | Err(_) => break,
         }
     }
-    if let Err(error) = shut(gate) {
-        // Then they cannot be refused; better that they go direct.
-        say(&format!("retryscope has died, and --fail closed cannot be kept ({error}): connections go direct"));
-        return ExitCode::FAILURE;
+    match shut(gate) {
+        Ok(true) => {}
+        Ok(false) => {
+            say("retryscope has died; since it was bypassed, connections go direct");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            // Then they cannot be refused; better that they go direct.
+            say(&format!("retryscope has died, and --fail closed cannot be kept ({error}): connections go direct"));
+            return ExitCode::FAILURE;
+        }
     }
     drop(listeners);
     let ports = match &ports[..] {

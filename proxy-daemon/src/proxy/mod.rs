@@ -6,6 +6,7 @@
 //! upstream is connected and verified before the client is answered; what
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
+mod bypass;
 mod capacity;
 mod connection;
 mod doors;
@@ -36,6 +37,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use bypass::Bypass;
 pub use capacity::{BELIEF, Capacity, PULSE};
 use doors::Doors;
 pub use exchange::Account;
@@ -69,6 +71,7 @@ pub struct Proxy {
     pub findings: Findings,
     pub counters: Counters,
     pub capacity: Capacity,
+    pub bypass: Arc<Bypass>,
 }
 
 #[derive(Debug, Default)]
@@ -127,16 +130,17 @@ impl Proxy {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
                 _ = drain.wait_for(|draining| *draining) => break,
             };
-            self.spawn(&mut connections, &drain, accepted).await;
+            self.spawn(&mut connections, accepted).await;
         }
+        self.bypass.leaving.for_good();
         // What was redirected before the detach may still be on its way.
         loop {
             tokio::select! {
                 biased;
                 () = async { drop(cut.wait_for(|cut| *cut).await) } => break,
-                accepted = v4.accept() => self.spawn(&mut connections, &drain, accepted).await,
-                accepted = accept(v6.as_ref()) => self.spawn(&mut connections, &drain, accepted).await,
-                accepted = doors.accept() => self.spawn(&mut connections, &drain, accepted).await,
+                accepted = v4.accept() => self.spawn(&mut connections, accepted).await,
+                accepted = accept(v6.as_ref()) => self.spawn(&mut connections, accepted).await,
+                accepted = doors.accept() => self.spawn(&mut connections, accepted).await,
                 ended = connections.join_next() => if ended.is_none() { return },
             }
         }
@@ -146,16 +150,15 @@ impl Proxy {
     async fn spawn(
         self: &Arc<Self>,
         connections: &mut JoinSet<()>,
-        drain: &watch::Receiver<bool>,
         accepted: io::Result<(TcpStream, std::net::SocketAddr)>,
     ) {
         match accepted {
             Ok((client, _)) => {
                 let proxy = Arc::clone(self);
-                let drain = drain.clone();
+                let leave = self.bypass.leaving.notice();
                 connections.spawn(async move {
                     let _place = proxy.capacity.enter();
-                    connection::serve(&proxy, client, drain).await;
+                    connection::serve(&proxy, client, leave).await;
                 });
             }
             Err(error) => {

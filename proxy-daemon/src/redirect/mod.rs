@@ -222,6 +222,12 @@ impl Redirect {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner).renew(time, room);
     }
 
+    /// From now on every new connect goes direct, also with `Fail::Closed`; or
+    /// no longer. What is attached stays, and so does what is under way.
+    pub fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).bypass(on)
+    }
+
     /// Takes over what was attached, under a number of its own; what has this
     /// number is detached.
     pub fn add(&self, number: u64, mut attachment: Attachment) {

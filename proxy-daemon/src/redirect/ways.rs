@@ -195,6 +195,15 @@ impl Redirection {
         }
     }
 
+    /// From now on every new connect goes direct; or no longer. Connections
+    /// already here go on.
+    pub fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.bypass(on),
+            By::Tproxy(tproxy) => tproxy.bypass(on),
+        }
+    }
+
     /// Lets every new connect go direct; connections already here go on.
     pub fn detach(&self) {
         match &self.by {

@@ -417,6 +417,7 @@ fn ways(redirect: &Counters) -> Vec<MetricFamily> {
     let mut families = Vec::new();
     let direct = [
         ("bound_device", redirect.direct_bound_device),
+        ("bypassed", redirect.direct_bypassed),
         ("link_local", redirect.direct_link_local),
         ("no_listener", redirect.direct_no_listener),
         ("no_record", redirect.direct_no_record),

@@ -34,6 +34,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod servers;
+pub mod steady;
 pub mod upstream;
 pub mod wire;
 

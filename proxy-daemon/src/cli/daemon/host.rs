@@ -6,7 +6,7 @@ use std::{
 
 use sd_notify::NotifyState;
 
-use super::{Level, manager};
+use super::{Level, manager, state::Kept};
 use crate::{
     config::File,
     control::{self, Reloaded},
@@ -28,6 +28,7 @@ struct Inner {
     keeper_pid: u32,
     key: PathBuf,
     level: Level,
+    state: Option<Kept>,
     proxy: OnceLock<Arc<Proxy>>,
 }
 
@@ -39,9 +40,10 @@ impl Host {
         keeper_pid: u32,
         key: PathBuf,
         level: Level,
+        state: Option<Kept>,
     ) -> Self {
         let file = Mutex::new(file);
-        Self(Arc::new(Inner { file, targets, keeper, keeper_pid, key, level, proxy: OnceLock::new() }))
+        Self(Arc::new(Inner { file, targets, keeper, keeper_pid, key, level, state, proxy: OnceLock::new() }))
     }
 
     pub(super) fn shared(&self) -> Self {
@@ -118,5 +120,19 @@ impl control::Host for Host {
 
     fn key(&self) -> &Path {
         &self.0.key
+    }
+
+    fn keep_bypass(&self, keep: bool) -> Result<(), String> {
+        match &self.0.state {
+            Some(state) => state.keep_bypass(keep),
+            None if keep => {
+                Err("this daemon keeps nothing over a restart: set `state_dir` in its configuration".into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn keeps_bypass(&self) -> bool {
+        self.0.state.as_ref().is_some_and(Kept::keeps_bypass)
     }
 }
