@@ -31,9 +31,9 @@ impl Place {
         }
         let name = format!("retryscope-{me}");
         let mut cgroup = home.join(&name);
-        if let Err(error) = cgroup::create(&cgroup) {
+        if let Err(error) = cgroup::create_own(&cgroup) {
             let above = top.join(&name);
-            if above == cgroup || cgroup::create(&above).is_err() {
+            if above == cgroup || cgroup::create_own(&above).is_err() {
                 return Err(error.into());
             }
             cgroup = above;
