@@ -37,6 +37,7 @@ use crate::{
         Timeline,
         events::{self, Start, Written},
         otlp::{self, Otlp},
+        own::Lives,
         statsd, timeline,
     },
     retry::{Folded, Ledger, Limits, Snapshot},
@@ -109,6 +110,9 @@ pub struct Earlier {
     pub ledger: Folded,
     /// Clients that will not trust the authority.
     pub refusals: Vec<Refusal>,
+    /// How often there was one, and how they ended.
+    #[serde(default)]
+    pub lives: Lives,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +185,8 @@ pub struct Finished {
     pub hurried: bool,
     /// Clients that will not trust the authority, for the next instance.
     pub refusals: Vec<Refusal>,
+    /// For the next instance.
+    pub lives: Lives,
 }
 
 #[derive(Debug)]
@@ -209,6 +215,7 @@ pub struct Instance {
     metrics: Option<control::MetricsServer>,
     statsd: Option<std::thread::JoinHandle<()>>,
     otlp: Option<Otlp>,
+    lives: Lives,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -237,6 +244,7 @@ impl Instance {
         let mut ledger = Ledger::new(Limits::default(), clock.now());
         let earlier = settings.earlier.unwrap_or_default();
         ledger.continues(earlier.ledger);
+        let lives = earlier.lives.next();
         let learned = Learned::new(settings.strict);
         learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
@@ -267,7 +275,9 @@ impl Instance {
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
             gate: Arc::clone(&proxy.gate),
-            bypass: Arc::clone(&proxy.bypass),
+            proxy: Arc::clone(&proxy),
+            // Of others nothing is known but this life.
+            lives: settings.host.is_some().then_some(lives),
             files: settings.rule_files,
             about: About {
                 pid: std::process::id(),
@@ -317,6 +327,7 @@ impl Instance {
             metrics,
             statsd,
             otlp,
+            lives,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -376,7 +387,7 @@ impl Instance {
         let account = &self.proxy.account;
         let now = account.clock.now();
         let ledger = account.ledger().snapshot(now).fold();
-        Earlier { ledger, refusals: self.proxy.learned.refusals(now) }
+        Earlier { ledger, refusals: self.proxy.learned.refusals(now), lives: self.lives }
     }
 
     pub fn proxy(&self) -> &Arc<Proxy> {
@@ -483,6 +494,7 @@ impl Instance {
             timeline,
             hurried,
             refusals: self.proxy.learned.refusals(now),
+            lives: self.lives.over(),
         }
     }
 }

@@ -416,6 +416,72 @@ fn what_is_told_to_others() {
     client.end();
 }
 
+/// A metric without labels, or with the labels given.
+fn metric(address: std::net::SocketAddr, name: &str) -> Option<f64> {
+    use std::io::{Read, Write};
+    let mut scrape = std::net::TcpStream::connect(address).expect("metrics");
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("asked");
+    let mut text = String::new();
+    scrape.read_to_string(&mut text).expect("metrics");
+
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.trim().parse().ok()
+}
+
+/// What a daemon tells of itself: what it carries and could, what it needs,
+/// whether it is bypassed, its last reload, and how earlier ones ended.
+#[test]
+fn metrics_of_itself() {
+    let (ca, group) = (TestCa::new(), TestCgroup::new());
+    let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
+    let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let tables = format!("[targets]\ncgroups = [\"{}\"]\n[metrics]\nlisten = \"{address}\"", path_of(group.path()));
+    site.write("", &tables);
+    let mut daemon = site.start();
+    daemon.watches(group.path());
+    let of = |name: &str| metric(address, name);
+    let mut kept = steady(&group, &upstream, true);
+    more(&kept, |row| row["intercepted"] == true);
+    assert_eq!(of("retryscope_open_connections"), Some(1.0));
+    assert!(of("retryscope_room_connections").is_some_and(|room| room > 10.0));
+    assert_eq!(of("retryscope_watched_cgroups"), Some(1.0));
+    for prefix in ["", "retryscope_keeper_"] {
+        let memory = of(&format!("{prefix}process_resident_memory_bytes")).expect("memory");
+        assert!((1e6..1e9).contains(&memory), "{prefix}: {memory}");
+        let started = of(&format!("{prefix}process_start_time_seconds")).expect("a start");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
+        assert!((now - started).abs() < 300.0, "{prefix}: {started}");
+    }
+    assert!(of("process_open_fds").is_some_and(|files| files > 10.0));
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(1.0), Some(0.0)));
+    assert_eq!(of("retryscope_reload_successful"), None, "nobody asked for one");
+    site.reload().ok();
+    assert_eq!(of("retryscope_reload_successful"), Some(1.0));
+    site.write("prots = [1]", &tables);
+    site.reload().code(64);
+    assert_eq!(of("retryscope_reload_successful"), Some(0.0));
+    site.write("", &tables);
+
+    assert_eq!((of("retryscope_bypassed"), of("retryscope_gate_state{state=\"open\"}")), (Some(0.0), Some(1.0)));
+    retryscope(words!["bypass", "--name", &site.name]).finish(SOON).ok();
+    assert_eq!((of("retryscope_bypassed"), of("retryscope_gate_state{state=\"bypassed\"}")), (Some(1.0), Some(1.0)));
+    let mut direct = Loop::in_cgroup(&group, &upstream);
+    assert!(!direct.connects("go"));
+    assert_eq!(of("retryscope_direct_connections_total{reason=\"bypassed\"}"), Some(1.0));
+
+    daemon.signal(Signal::SIGKILL);
+    daemon.running.take().expect("running").finish(SOON);
+    let daemon = site.start();
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(2.0), Some(1.0)));
+    assert_eq!(of("retryscope_bypassed"), Some(0.0), "not to be kept");
+    daemon.end().ok();
+    let daemon = site.start();
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(3.0), Some(1.0)));
+    daemon.end().ok();
+    kept.close_stdin();
+    kept.finish(SOON).ok();
+    direct.end();
+}
+
 /// Under load no request fails: not by a reload, and not by a restart, during
 /// which connections go direct.
 #[test]

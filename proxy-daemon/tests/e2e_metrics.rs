@@ -80,6 +80,9 @@ fn prometheus_sees_what_the_report_says() {
 
     let (head, text) = get(metrics, "/metrics").expect("metrics");
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
+    for own in ["\nretryscope_bypassed 0\n", "\nretryscope_gate_state{state=\"open\"} 1\n", "\nprocess_open_fds "] {
+        assert!(text.contains(own), "{own}: {text}");
+    }
     let promtool = clients::need("promtool", "prometheus");
     let mut lint = Command::new(promtool);
     let mut lint =

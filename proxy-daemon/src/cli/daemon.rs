@@ -35,6 +35,7 @@ use crate::{
         confine::{self, ConfineError, Needs},
     },
     redirect,
+    report::own,
     tls::Authority,
 };
 
@@ -272,6 +273,7 @@ fn warm_up() {
     let _ = ("localhost", 0).to_socket_addrs();
     let mut random = [0; 1];
     let _ = aws_lc_rs::rand::fill(&mut random);
+    own::warm_up();
 }
 
 /// What the server has to read: who processes are and were, and how names
@@ -341,7 +343,11 @@ impl Serving<'_> {
         };
         let finished = instance.finish(config.drain.0, hurry).await;
         if let Some(state) = state {
-            state.write(&Earlier { ledger: finished.snapshot.fold(), refusals: finished.refusals.clone() });
+            state.write(&Earlier {
+                ledger: finished.snapshot.fold(),
+                refusals: finished.refusals.clone(),
+                lives: finished.lives,
+            });
         }
         farewell(&finished);
         code

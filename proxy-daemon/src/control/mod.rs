@@ -37,8 +37,11 @@ pub use server::{Server, bind, bind_at};
 use crate::{
     flow::Moment,
     process::confine,
-    proxy::{Account, Bypass, Gate},
-    report::{self, Meta, Report, differences},
+    proxy::{Account, Gate, Proxy},
+    report::{
+        self, Meta, Report, differences,
+        own::{Gate as GateState, Lives, Own},
+    },
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
 
@@ -103,6 +106,8 @@ pub trait Host: fmt::Debug + Send + Sync {
     fn keep_bypass(&self, keep: bool) -> Result<(), String>;
     /// Whether one would.
     fn keeps_bypass(&self) -> bool;
+    /// Whether the last reload was taken, if there was one.
+    fn reloaded(&self) -> Option<bool>;
 }
 
 /// What a reload came to.
@@ -209,7 +214,10 @@ struct Refused {
 pub struct Controlled {
     pub account: Arc<Account>,
     pub gate: Arc<dyn Gate>,
-    pub bypass: Arc<Bypass>,
+    /// The whole data path: what it has to do, and its bypass.
+    pub proxy: Arc<Proxy>,
+    /// Told where it is known.
+    pub lives: Option<Lives>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
     pub about: About,
@@ -262,7 +270,7 @@ impl Controlled {
 
     fn about(&self) -> About {
         let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
-        let bypassed = self.bypass.since().map(|since| Bypassed {
+        let bypassed = self.proxy.bypass.since().map(|since| Bypassed {
             since: humantime::format_rfc3339_seconds(self.account.clock.wall(since)).to_string(),
             kept: self.host.as_ref().is_some_and(|host| host.keeps_bypass()),
         });
@@ -282,7 +290,7 @@ impl Controlled {
             }
             None => {}
         }
-        self.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
+        self.proxy.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
         Ok(self.about())
     }
 
@@ -298,6 +306,27 @@ impl Controlled {
         Privileges { processes, attempts: attempts.collect() }
     }
 
+    /// What the instance tells of itself, for metrics.
+    fn own(&self) -> Own {
+        let (load, counted) = (self.proxy.capacity.load(), self.proxy.counters.read());
+        let bypassed = self.proxy.bypass.since().is_some();
+        Own {
+            gate: match load.room {
+                _ if bypassed => GateState::Bypassed,
+                0 => GateState::Full,
+                _ => GateState::Open,
+            },
+            load,
+            strays: counted.strays,
+            accept_failures: counted.accept_failures,
+            feed_dropped: self.account.feed.dropped(),
+            targets: self.host.as_ref().map(|host| host.targets().len() as u64),
+            reload: self.host.as_ref().and_then(|host| host.reloaded()),
+            keeper: self.host.as_ref().map(|host| host.keeper()),
+            lives: self.lives,
+        }
+    }
+
     /// The report of the instance as it stands.
     fn report(&self) -> Report {
         let account = &self.account;
@@ -306,7 +335,7 @@ impl Controlled {
         let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
         let counters = self.gate.counters();
         notes.extend(counters.sentences());
-        if self.bypass.since().is_some() {
+        if self.proxy.bypass.since().is_some() {
             notes.push("It is bypassed at the moment: new connections go direct, unobserved.".into());
         }
         notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));

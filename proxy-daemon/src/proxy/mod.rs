@@ -38,7 +38,7 @@ use tokio::{
 };
 
 pub use bypass::Bypass;
-pub use capacity::{BELIEF, Capacity, PULSE};
+pub use capacity::{BELIEF, Capacity, Load, PULSE};
 use doors::Doors;
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};

@@ -29,6 +29,7 @@ struct Inner {
     key: PathBuf,
     level: Level,
     state: Option<Kept>,
+    reloaded: Mutex<Option<bool>>,
     proxy: OnceLock<Arc<Proxy>>,
 }
 
@@ -43,7 +44,17 @@ impl Host {
         state: Option<Kept>,
     ) -> Self {
         let file = Mutex::new(file);
-        Self(Arc::new(Inner { file, targets, keeper, keeper_pid, key, level, state, proxy: OnceLock::new() }))
+        Self(Arc::new(Inner {
+            file,
+            targets,
+            keeper,
+            keeper_pid,
+            key,
+            level,
+            state,
+            reloaded: Mutex::default(),
+            proxy: OnceLock::new(),
+        }))
     }
 
     pub(super) fn shared(&self) -> Self {
@@ -99,6 +110,7 @@ impl control::Host for Host {
     fn reload(&self, account: &Account) -> Result<Reloaded, String> {
         manager::reloading();
         let result = self.change(account);
+        *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.is_ok());
         match &result {
             Ok(reloaded) => {
                 tracing::info!(rules = reloaded.rules, "the configuration was read again");
@@ -130,6 +142,10 @@ impl control::Host for Host {
             }
             None => Ok(()),
         }
+    }
+
+    fn reloaded(&self) -> Option<bool> {
+        *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keeps_bypass(&self) -> bool {
