@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -29,7 +29,7 @@ use crate::{
     config::{self, Config, File, Prepared},
     control::{self, Access},
     daemon::{Earlier, Finished, Instance, Settings},
-    keeper::{self, KeeperError, Started, Targets},
+    keeper::{self, KeeperError, Starting, Targets},
     process::{
         self, Role,
         confine::{self, ConfineError, Needs},
@@ -51,6 +51,9 @@ pub(super) const DEFAULT_NAME: &str = "main";
 const SAVE: Duration = Duration::from_secs(60);
 /// How often the service manager is told what goes on.
 const STATUS: Duration = Duration::from_secs(10);
+/// How long whoever cleans up after an earlier daemon may take for its folder.
+const CLEANING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
 /// How long the data path may take to show that it lives.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -109,18 +112,13 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let failed = |what: &str, error: std::io::Error| Failure::new(73, format!("cannot {what} ({error})"));
 
     let folder = config.runtime_dir.join(&args.name);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .map_err(|error| failed(&format!("make the folder {}", folder.display()), error))?;
     let lock = lock(&folder, &args.name)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let place = Place::take(&folder)?;
     process::raise_file_limit();
     // Accepts wait until the data path serves; nothing is attached before.
     let listeners = redirect::listeners()?;
-    let started = Started::start(
+    let starting = Starting::start(
         &keeper::Start {
             config: path.clone(),
             targets: targets.clone(),
@@ -140,6 +138,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         })
         .transpose()?;
     let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
+    // What takes a moment here as well, while the keeper loads.
+    warm_up();
+    let started = starting.loaded()?;
     let socket = folder.join(control::SOCKET);
     let control = control::bind_at(&socket)
         .map_err(|error| failed(&format!("open the control socket {}", socket.display()), error))?;
@@ -148,7 +149,6 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         .transpose()?;
 
     // The last that is done as root.
-    warm_up();
     let bpf = confine::wants_capability(|| started.try_use());
     let less = confine::confine(&Needs {
         role: Role::Server,
@@ -225,28 +225,53 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-/// One daemon of a name at a time: held as long as it runs.
+/// Makes the folder, for one daemon of a name at a time: held as long as it
+/// runs. Whoever cleans up after the last one may still be at it, and holds the
+/// same lock meanwhile.
 fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
     let path = folder.join(control::PID);
     let failed = |error: std::io::Error| Failure::new(73, format!("cannot write {} ({error})", path.display()));
-    let mut file =
-        fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let pid = fs::read_to_string(&path).unwrap_or_default();
-            return Err(Failure::new(
-                69,
-                format!(
-                    "a daemon named `{name}` is running already (pid {}); stop it, or start this one with another --name",
-                    pid.trim()
-                ),
-            ));
+    let deadline = Instant::now() + CLEANING;
+    let mut file = loop {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(|error| Failure::new(73, format!("cannot make the folder {} ({error})", folder.display())))?;
+        let opened = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match opened {
+            // The folder has just gone.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && Instant::now() < deadline => continue,
+            opened => opened.map_err(failed)?,
+        };
+        match file.try_lock() {
+            Ok(()) if is_same(&file, &path) => break file,
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&path).unwrap_or_default();
+                if Path::new("/proc").join(pid.trim()).join("exe").exists() || Instant::now() >= deadline {
+                    return Err(Failure::new(
+                        69,
+                        format!(
+                            "a daemon named `{name}` is running already (pid {}); stop it, or start this one with another --name",
+                            pid.trim()
+                        ),
+                    ));
+                }
+                std::thread::sleep(LOOK);
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
-    }
+    };
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
+}
+
+/// What was opened is still what the path leads to.
+fn is_same(file: &fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path)) else { return false };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
 fn events(path: &Path) -> Result<fs::File, Failure> {

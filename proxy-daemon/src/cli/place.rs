@@ -10,6 +10,7 @@ use std::{
 
 use super::Failure;
 use crate::{
+    control,
     process::janitor::{Chores, Janitor},
     redirect::cgroup,
 };
@@ -38,8 +39,13 @@ impl Place {
             }
             cgroup = above;
         }
-        let chores =
-            Chores { target: None, cgroups: vec![cgroup.clone()], folder: Some(folder.into()), ..Chores::default() };
+        let chores = Chores {
+            target: None,
+            cgroups: vec![cgroup.clone()],
+            folder: Some(folder.into()),
+            lock: Some(folder.join(control::PID)),
+            ..Chores::default()
+        };
         let janitor = match Janitor::start(&chores) {
             Ok(janitor) => janitor,
             Err(error) => {

@@ -63,6 +63,7 @@ impl Scene {
             target: Some(cgroups.target.clone()),
             cgroups: vec![cgroups.target.clone(), cgroups.daemon.clone(), cgroups.base.clone()],
             folder: Some(folder.clone()),
+            lock: None,
             routes,
         };
         let made = cgroup::create(&cgroups.daemon)
