@@ -30,7 +30,11 @@ use tokio::{
 use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
-    process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
+    process::{
+        self, Memory, Process, ProcessKey, ProcessTable,
+        launch::NONCE,
+        warden::{Post, Warden},
+    },
     proxy::{self, Account, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
@@ -65,6 +69,9 @@ pub struct Settings {
     /// Refuse what cannot be carried, also once this process has died; the
     /// cgroup tells when nobody is left to be refused.
     pub closed: Option<PathBuf>,
+    /// The same, by who was started while this process could: and whether it
+    /// needs CAP_BPF.
+    pub warden: Option<(Warden, bool)>,
     pub rules: RuleSet,
     pub rule_settings: rules::Settings,
     /// Files that a reload reads again.
@@ -230,8 +237,15 @@ impl Instance {
         let ports = settings.ports;
         let (redirect, listeners) = redirected;
         let redirect: Arc<Redirection> = Arc::new(redirect.into());
-        if let Some(cgroup) = &settings.closed {
-            redirect.guard(&listeners, &ports, &settings.target, cgroup).map_err(StartError::Warden)?;
+        let cgroup = settings.closed.as_deref();
+        let warden = match (settings.warden, cgroup) {
+            (Some((warden, bpf)), _) => Some((warden, Some(bpf))),
+            (None, Some(_)) => Some((Warden::start("").map_err(StartError::Warden)?, None)),
+            (None, None) => None,
+        };
+        if let Some((warden, confined)) = warden {
+            let post = Post { ports: &ports, target: &settings.target, cgroup, confined };
+            redirect.guard(warden, &listeners, &post).map_err(StartError::Warden)?;
         }
         let own = listeners.v4.local_addr().map_err(StartError::Listen)?;
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
@@ -376,6 +390,11 @@ impl Instance {
     /// broken.
     pub fn reload(&self) -> Result<control::Reloaded, control::ReloadError> {
         self.controlled.reload()
+    }
+
+    /// Ends the wardens that earlier instances have left: this one serves.
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        self.redirect.relieve(left);
     }
 
     pub fn account(&self) -> &Arc<Account> {

@@ -482,6 +482,85 @@ fn metrics_of_itself() {
     direct.end();
 }
 
+/// `fail = "closed"`, and the daemon dies: connections are refused, and none
+/// goes direct, until the next one serves; an end in order lets them go.
+#[test]
+fn refused_once_it_has_died() {
+    let (ca, group) = (TestCa::new(), TestCgroup::new());
+    let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
+    let write = |fail: &str| {
+        site.write(&format!("fail = \"{fail}\""), &format!("[targets]\ncgroups = [\"{}\"]", path_of(group.path())));
+    };
+    let refused = |row: &Value| row["error"].as_str().is_some_and(|error| error.contains("ConnectionRefused"));
+    let through = |row: &Value| row["intercepted"] == true;
+    let direct = |row: &Value| row["intercepted"] == false;
+    let kill = |mut daemon: Daemon| {
+        daemon.signal(Signal::SIGKILL);
+        daemon.running.take().expect("running").finish(SOON)
+    };
+    write("closed");
+    let daemon = site.start();
+    daemon.watches(group.path());
+    let mut client = steady(&group, &upstream, false);
+    more(&client, through);
+    let warden = common::process::descendants(daemon.pid());
+    let is_warden = |pid: &&i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(format!("retryscope\0__warden\0{}\0", site.name).as_bytes())
+    };
+    let warden = *warden.iter().find(is_warden).expect("a warden");
+    for status in threads(warden) {
+        for (name, value) in may(&status) {
+            let expected = match name.as_str() {
+                "Uid" | "Gid" => "0 0 0 0",
+                "Groups" => continue,
+                "NoNewPrivs" => "1",
+                "Seccomp" => "2",
+                _ => "0000000000000000",
+            };
+            assert_eq!(value, expected, "{name} of the warden");
+        }
+    }
+
+    // Started again after each kill: never direct in between.
+    let from = rows(&client).len();
+    let mut daemon = daemon;
+    for _ in 0..3 {
+        kill(daemon);
+        more(&client, refused);
+        daemon = site.start();
+        more(&client, through);
+    }
+    assert!(!rows(&client).iter().skip(from).any(direct), "{:?}", rows(&client));
+    until("the earlier ones' wardens have ended", SOON, || (!alive(warden)).then_some(()));
+
+    // An end in order, and a kill with a bypass: nobody is kept out.
+    daemon.end().ok();
+    more(&client, direct);
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, refused);
+    let said = retryscope(words!["bypass", "--name", &site.name]).finish(SOON).ok().text();
+    assert!(said.contains("no longer refuses"), "{said}");
+    more(&client, direct);
+    // Nor once that is no longer asked for.
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, refused);
+    write("open");
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, direct);
+    client.close_stdin();
+    client.finish(SOON).ok();
+    until("nothing is attached", SOON, || {
+        common::cgroup::links(common::cgroup::id(group.path())).is_empty().then_some(())
+    });
+}
+
 /// Under load no request fails: not by a reload, and not by a restart, during
 /// which connections go direct.
 #[test]

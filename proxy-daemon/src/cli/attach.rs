@@ -128,6 +128,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
+        warden: None,
         ports: wanted.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,

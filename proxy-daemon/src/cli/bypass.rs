@@ -2,7 +2,10 @@
 use std::{io::Write, process::ExitCode};
 
 use super::{Failure, daemon::name};
-use crate::control::{self, About, BypassWish, Client};
+use crate::{
+    control::{self, About, BypassWish, Client, ClientError},
+    process::warden,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -33,6 +36,11 @@ pub(super) struct Args {
     /// Every instance of this machine
     #[arg(long)]
     all: bool,
+
+    /// For the service manager, once the daemon has ended: if that was asked for, nothing of it is
+    /// to refuse connections
+    #[arg(long, hide = true, requires = "name")]
+    after_stop: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -43,13 +51,31 @@ enum To {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let clients = match (&args.name, args.all) {
-        (_, true) => control::all()?,
-        (Some(name), _) => vec![control::named(name)?],
-        (None, _) => vec![control::find(args.pid).map_err(all_instead)?],
+    if args.after_stop {
+        // A crash or a watchdog is none that was asked for.
+        if std::env::var("SERVICE_RESULT").is_ok_and(|result| matches!(&*result, "success" | "timeout")) {
+            warden::end_all(&warden::left(args.name.as_deref()));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let found = match (&args.name, args.all) {
+        (_, true) => control::all(),
+        (Some(name), _) => control::named(name).map(|client| vec![client]),
+        (None, _) => control::find(args.pid).map(|client| vec![client]),
     };
-    if clients.is_empty() {
-        return Err(control::ClientError::NoInstance.into());
+    let on = args.to == To::On && !args.off;
+    // What a died one has left is no instance any more, and refuses all the same.
+    let freed = if on && args.pid.is_none() { warden::end_all(&warden::left(args.name.as_deref())) } else { 0 };
+    let left = match freed {
+        0 => "",
+        _ => "what an instance that has died had left no longer refuses connections: they go direct\n",
+    };
+    let clients = match found {
+        Err(ClientError::NoInstance | ClientError::NoDaemon(_)) if freed > 0 => Vec::new(),
+        found => found.map_err(all_instead)?,
+    };
+    if clients.is_empty() && freed == 0 {
+        return Err(ClientError::NoInstance.into());
     }
     let to = if args.off { To::Off } else { args.to };
     if to != To::On && (args.now || args.keep) {
@@ -60,7 +86,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
-    let (mut text, mut failed) = (String::new(), None);
+    let (mut text, mut failed) = (left.to_owned(), None);
     for client in &clients {
         let asked = async |client: &Client| match to {
             To::Show => client.about().await,
@@ -69,6 +95,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         // One that does not answer must not spare the others.
         match runtime.block_on(asked(client)) {
             Ok(about) => text.push_str(&told(&about, &wish, to == To::Show)),
+            // Its socket outlived the one that died.
+            Err(ClientError::Broken(_)) if freed > 0 => {}
             Err(error) => failed = Some(error),
         }
     }
@@ -80,7 +108,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
 }
 
-fn all_instead(error: control::ClientError) -> Failure {
+fn all_instead(error: ClientError) -> Failure {
     let mut failure = Failure::from(error);
     failure.message = failure.message.replace("name one with --instance PID", "name one with --instance PID, or --all");
     failure

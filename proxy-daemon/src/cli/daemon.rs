@@ -28,11 +28,12 @@ use super::{
 use crate::{
     config::{self, Config, File, Prepared},
     control::{self, Access},
-    daemon::{Earlier, Finished, Instance, Settings},
+    daemon::{Earlier, Finished, Instance, Settings, StartError},
     keeper::{self, KeeperError, Starting, Targets},
     process::{
         self, Role,
         confine::{self, ConfineError, Needs},
+        warden::{self, Warden},
     },
     redirect,
     report::own,
@@ -118,6 +119,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     process::raise_file_limit();
     // Accepts wait until the data path serves; nothing is attached before.
     let listeners = redirect::listeners()?;
+    // What an instance before this one has left refuses connections until this
+    // one serves; or at once no longer, where nothing is to be refused.
+    let left = warden::left(Some(&args.name));
+    let closed = config.fail == config::Fail::Closed;
+    if !closed {
+        warden::end_all(&left);
+    }
+    let warden = closed.then(|| Warden::start(&args.name)).transpose().map_err(StartError::Warden)?;
     let starting = Starting::start(
         &keeper::Start {
             config: path.clone(),
@@ -187,8 +196,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level, state.clone()));
     let settings = Settings {
         ports: config.ports.clone(),
-        // What outlived this process would be ended by the service manager.
         closed: None,
+        warden: warden.map(|warden| (warden, bpf)),
         strict: config.strict,
         rules: changeable.rules,
         rule_settings,
@@ -217,6 +226,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
+        if closed {
+            instance.relieve(&left);
+        }
         let serving = Serving { instance, host: &host, state, config: &config };
         Ok::<_, Failure>(serving.until_the_end(&signals).await)
     })?;

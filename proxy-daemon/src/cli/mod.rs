@@ -140,8 +140,11 @@ pub fn main() -> ExitCode {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
         [hidden] if hidden == janitor::JANITOR => return janitor::main(crate::redirect::sweep),
-        [hidden] if hidden == warden::WARDEN => {
-            return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
+        [hidden, ..] if hidden == warden::WARDEN => {
+            return warden::main(|gate| {
+                let shut = redirect::shutter(gate).map_err(|error| error.to_string())?;
+                Ok(move || shut().map_err(|error| error.to_string()))
+            });
         }
         [hidden] if hidden == keeper::KEEPER => return keeper::main(),
         _ => {}

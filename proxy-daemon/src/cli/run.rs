@@ -205,6 +205,7 @@ impl Job {
             let settings = Settings {
                 ports: options.ports(),
                 closed: (options.fail == Fail::Closed).then(|| scene.target().map(Into::into)).flatten(),
+                warden: None,
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,

@@ -50,8 +50,8 @@ table! {
         /// Never leave a client alone that refuses the certificate: it fails each time.
         strict: bool = false => default "false";
         /// What becomes of connections that the daemon cannot carry, because it is stalled or out of room:
-        /// open (they go direct) or closed (they are refused). Should it die, they go direct in any case,
-        /// until the service manager has started it again.
+        /// open (they go direct) or closed (they are refused, also once it has died, until it is started
+        /// again or stopped in order, or `retryscope bypass` is typed).
         fail: Fail = Fail::Open => default "\"open\"";
         /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it.
         allow_quic: bool = false => default "false";

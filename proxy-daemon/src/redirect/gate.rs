@@ -87,13 +87,17 @@ impl Gate {
 /// Nobody answers any more, and connects are refused: for a process that has
 /// outlived the one that did. False where it had been bypassed: then they are
 /// to go direct, and nothing is done.
-pub fn shut(map: OwnedFd) -> Result<bool, RedirectError> {
+///
+/// The map is opened at once, and the gate shut when that is called.
+pub fn shutter(map: OwnedFd) -> Result<impl FnOnce() -> Result<bool, RedirectError>, RedirectError> {
     let mut gate = Gate::new(map, Fail::Closed)?;
-    if gate.is_bypassed() {
-        return Ok(false);
-    }
-    gate.set(0, 0);
-    Ok(true)
+    Ok(move || {
+        if gate.is_bypassed() {
+            return Ok(false);
+        }
+        gate.try_set(0, 0).map_err(|error| RedirectError::of("setting the kernel's gate", &error))?;
+        Ok(true)
+    })
 }
 
 /// CLOCK_MONOTONIC, which the kernel side reads as well.
