@@ -252,18 +252,21 @@ pub fn left(name: Option<&str>) -> Vec<OwnedFd> {
             continue;
         };
         // Looked at once it is held: it is this process, and no later one.
-        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-        let line = read("cmdline");
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let (own, theirs) = (words.get(1).copied(), words.get(2).copied().unwrap_or_default());
-        if own == Some(WARDEN.as_bytes())
-            && read("comm").trim_ascii() == SHUT.to_bytes()
-            && name.is_none_or(|name| name.as_bytes() == theirs)
-        {
+        if is_left(pid, name) {
             found.push(descriptor);
         }
     }
     found
+}
+
+/// Whether a process is one of those that [`left`] finds.
+pub fn is_left(pid: i32, name: Option<&str>) -> bool {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let line = read("cmdline");
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    words.next() == Some(WARDEN.as_bytes())
+        && name.is_none_or(|name| words.next() == Some(name.as_bytes()))
+        && read("comm").trim_ascii() == SHUT.to_bytes()
 }
 
 /// Ends wardens, and waits until they have ended. How many there were.
