@@ -76,7 +76,7 @@ pub(super) struct Args {
     #[arg(long = "unit", value_name = "UNIT")]
     units: Vec<String>,
 
-    /// Watch this container instead, by its id; a pattern, may be given more than once
+    /// Watch this container instead, by its name or id; a pattern, may be given more than once
     #[arg(long = "container", value_name = "ID")]
     containers: Vec<String>,
 }

@@ -86,8 +86,9 @@ table! {
         cgroups: Vec<String> = Vec::new() => example "[\"/batch.slice/**\"]";
         /// By the name of the systemd unit (a service, scope, socket or slice); * stands for any characters.
         units: Vec<String> = Vec::new() => example "[\"worker@*.service\"]";
-        /// By the container's id or its beginning; * stands for any characters.
-        containers: Vec<String> = Vec::new() => example "[\"3f4a*\"]";
+        /// By the container's name (Kubernetes: NAMESPACE/POD/CONTAINER), or by its id or how that begins;
+        /// * stands for any characters. Names are known of engines that root runs.
+        containers: Vec<String> = Vec::new() => example "[\"web-*\", \"3f4a\"]";
     }
 }
 
