@@ -13,8 +13,7 @@ use std::{
 };
 
 use common::{
-    NAME, Report, Running, SOON, TestCa, TestCgroup, Upstream, ca, cgroup, clients, podman::Container, run::retryscope,
-    until,
+    NAME, Report, Running, SOON, TestCa, TestCgroup, Upstream, ca, clients, podman::Container, run::retryscope, until,
 };
 use nix::{
     sched::{CloneFlags, setns},
@@ -242,12 +241,21 @@ fn unit() {
     assert!(connects(&mut target, &mut 0).0);
     let (report, said) = end(running, dir.path());
     assert!(said.contains(&format!("watching unit {name}")), "{said}");
+    assert!(!report.0["notes"].to_string().contains("went away"), "{report}");
     assert_eq!(report.process("python3")["unit"], *name, "{report}");
 
     let refused = retryscope(words!["attach", "--ca-dir", dir.path().join("ca"), "--unit", format!("x{name}")]);
     let refused = refused.finish(Duration::from_secs(20)).code(64);
     assert!(refused.stderr.contains(&format!("there is no unit x{name}; did you mean {name}?")), "{refused}");
-    let _ = cgroup::id(group.path());
+
+    // As when it is restarted.
+    target.close_stdin();
+    target.finish(SOON).ok();
+    let running = attach(&authority, dir.path(), words!["--unit", &name]);
+    until("the cgroup can be removed", SOON, || std::fs::remove_dir(group.path()).ok());
+    std::fs::create_dir(group.path()).expect("the cgroup anew");
+    let (report, _) = end(running, dir.path());
+    assert!(report.0["notes"].to_string().contains(&format!("unit {name} went away")), "{report}");
 }
 
 /// A daemon takes containers by patterns of their names, those that are there
@@ -263,13 +271,13 @@ fn a_daemon_takes_containers_by_name() {
     daemon.watches(&there.cgroup());
     let later = Container::start(&format!("{prefix}-b"), &["sleep", "600"]);
     daemon.watches(&later.cgroup());
-    assert!(cgroup::links(cgroup::id(&other.cgroup())).is_empty(), "another's");
+    assert!(common::cgroup::links(common::cgroup::id(&other.cgroup())).is_empty(), "another's");
     site.write("", &format!("[targets]\ncontainers = [\"{}\"]", other.name));
     site.reload().ok();
     daemon.watches(&other.cgroup());
     until("the others are let go", SOON, || {
         // What serves connections under way stays a moment longer.
-        (cgroup::links(cgroup::id(&there.cgroup())).len() <= 3).then_some(())
+        (common::cgroup::links(common::cgroup::id(&there.cgroup())).len() <= 3).then_some(())
     });
     daemon.end().ok();
 }

@@ -242,7 +242,7 @@ fn a_held_up_upload_is_reset() {
                 conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: upgrade\r\n\r\n").await?;
             }
             conn.note("reads no more");
-            let error = conn.reset_comes().await;
+            let error = conn.reset_comes().await?;
             conn.note(&format!("reset: {:?}", error.kind()));
             Ok(())
         });
@@ -290,7 +290,7 @@ fn a_held_up_upload_is_given_up() {
             return conn.ended().await;
         }
         conn.note("reads no more");
-        conn.reset_comes().await;
+        conn.reset_comes().await?;
         Ok(())
     });
     let request = |number: u32, length: u32| {

@@ -314,6 +314,14 @@ impl Mail {
     }
 }
 
+/// curl with a message from its standard input.
+fn sends_mail(url: &str) -> Vec<OsString> {
+    let addresses = ["--mail-from", "a@one.test", "--mail-rcpt", "b@two.test"];
+    let mut words = words![clients::curl(), "-sS", "-m", "20", "-T", "-", url];
+    words.extend(addresses.map(OsString::from));
+    words
+}
+
 /// The server speaks first, in the clear, and TLS comes later: passed on
 /// untouched, TLS and all.
 #[test]
@@ -321,22 +329,8 @@ fn mail_with_starttls() {
     for direct in [true, false] {
         let ca = TestCa::new();
         let mail = Mail::start(&ca, 25, false);
-        let words = words![
-            clients::curl(),
-            "-sS",
-            "-m",
-            "20",
-            "--ssl-reqd",
-            "--cacert",
-            ca.pem(),
-            "--mail-from",
-            "a@one.test",
-            "--mail-rcpt",
-            "b@two.test",
-            "-T",
-            "-",
-            format!("smtp://{NAME}:25")
-        ];
+        let mut words = sends_mail(&format!("smtp://{NAME}:25"));
+        words.extend(words!["--ssl-reqd", "--cacert", ca.pem()]);
         let mut run = Run::via(direct).map_host(NAME, SocketAddr::new(mail.address.ip(), 443));
         if !direct {
             run = run.option("--port").option("25");
@@ -358,19 +352,7 @@ fn mail_within_tls() {
     for direct in [true, false] {
         let ca = TestCa::new();
         let mail = Mail::start(&ca, 465, true);
-        let words = words![
-            clients::curl(),
-            "-sS",
-            "-m",
-            "20",
-            "--mail-from",
-            "a@one.test",
-            "--mail-rcpt",
-            "b@two.test",
-            "-T",
-            "-",
-            format!("smtps://{NAME}:465")
-        ];
+        let words = sends_mail(&format!("smtps://{NAME}:465"));
         let mut run = Run::via(direct).map_host(NAME, SocketAddr::new(mail.address.ip(), 465)).upstream_ca(&ca.pem());
         if !direct {
             run = run.option("--port").option("465");

@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod machine;
+mod packages;
 mod system;
 mod test;
 mod testbed;

@@ -8,12 +8,13 @@
 //! is this program started anew, with arguments of its own.
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,10 +24,13 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, fork},
 };
-use rustls::{ClientConfig, ClientConnection, StreamOwned, client::Resumption, pki_types::ServerName};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde_json::json;
 
 use crate::certificates;
+
+/// For how long a connect that is refused is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -75,11 +79,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     // The cheapest: it is not the cryptography that is to be tried.
     provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()?
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        // Its sessions can be resumed any number of times.
+        .with_protocol_versions(&[&rustls::version::TLS12])?
         .with_root_certificates(certificates::roots(&authorities)?)
         .with_no_client_auth();
-    config.resumption = Resumption::disabled();
     let client = Client {
         address: options.connect,
         name: options.name.clone(),
@@ -93,6 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("ready {}", std::process::id());
         ensure!(std::io::stdin().read_line(&mut String::new())? > 0, "standard input has ended");
     }
+    client.prime()?;
     let mut running = std::collections::VecDeque::new();
     for number in options.first..options.first + options.processes {
         if running.len() >= options.parallel.max(1)
@@ -151,6 +156,35 @@ impl Client {
         Ok(ClientConnection::new(Arc::clone(&self.config), name)?)
     }
 
+    /// A request of its own (for `/prime`): all others resume its session, so
+    /// that the test is of processes and not of cryptography.
+    fn prime(&self) -> Result<()> {
+        self.request("prime", self.session()?).map(drop)
+    }
+
+    /// The answer.
+    fn request(&self, path: &str, session: ClientConnection) -> Result<Vec<u8>> {
+        let mut stream = StreamOwned::new(session, self.connect().context("cannot connect")?);
+        write!(stream, "GET /{path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.name)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).context("cannot read the answer")?;
+        Ok(answer)
+    }
+
+    /// As a client that tries again: with `--fail closed`, a connect is refused
+    /// while a busy machine keeps the daemon from answering.
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let began = Instant::now();
+        loop {
+            match TcpStream::connect(self.address) {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && began.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
+        }
+    }
+
     fn fork(&self, number: u32) -> Result<Started> {
         let session = self.session()?;
         // SAFETY: this process has one thread (see `run`), so the child may do
@@ -179,10 +213,7 @@ impl Client {
 
     /// One request, and its line in the log.
     fn visit(&self, number: u32, session: ClientConnection) -> Result<()> {
-        let mut stream = StreamOwned::new(session, TcpStream::connect(self.address).context("cannot connect")?);
-        write!(stream, "GET /{number} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.name)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).context("cannot read the answer")?;
+        let answer = self.request(&number.to_string(), session)?;
         let stat = std::fs::read_to_string("/proc/self/stat")?;
         // Field 22, counted from behind the name.
         let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).unwrap_or_default();

@@ -123,6 +123,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let runtime = runtime()?;
 
+    let place_id = || place(&wanted.reach).ok().and_then(|path| redirect::cgroup::id(&path).ok());
+    let begun_in = place_id();
     let scene = if by_tproxy { Scene::without_cgroups()? } else { Scene::set(wanted.choice != Choice::Ebpf)? };
     process::raise_file_limit();
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
@@ -142,6 +144,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         upstream: checked.upstream,
         events,
         timeline: args.options.wants_timeline(),
+        keep: args.options.keep,
         metrics: checked.metrics,
         statsd: checked.statsd,
         otlp: checked.otlp,
@@ -179,7 +182,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let verdicts = hold(&checked.assertions, &finished, &shown, junit);
     let holds = verdicts.iter().all(|verdict| verdict.holds);
     let timeline = finished.timeline.take();
-    let report = report_of(&args.options, finished, verdicts, None, Vec::new());
+    let mut notes = Vec::new();
+    if begun_in.is_some() && place_id() != begun_in {
+        notes.push(format!(
+            "The cgroup of {shown} went away while it was watched, as it does when a unit or a container is restarted: what has run since was not seen. Attach again, or let `retryscope daemon` take up what comes."
+        ));
+    }
+    let report = report_of(&args.options, finished, verdicts, None, notes);
     output.write(&report, timeline.as_ref(), &args.options);
     scene.clear();
     Ok(ExitCode::from(if holds { 0 } else { ASSERTION_FAILED }))

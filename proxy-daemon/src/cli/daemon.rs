@@ -210,6 +210,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         upstream,
         events,
         timeline: false,
+        keep: config.keep,
         metrics,
         statsd,
         otlp,

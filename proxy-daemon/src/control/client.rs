@@ -1,4 +1,6 @@
 //! The API's client: what `retryscope rules …` speaks to a running instance.
+mod held;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -6,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use held::FollowingHeld;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -121,7 +124,7 @@ pub fn find(pid: Option<u32>) -> Result<Client, ClientError> {
 
 /// One instance's API.
 #[derive(Debug)]
-pub struct Client(PathBuf);
+pub struct Client(pub(super) PathBuf);
 
 impl Client {
     pub async fn about(&self) -> Result<About, ClientError> {
@@ -174,7 +177,7 @@ impl Client {
         Ok(changed.rules)
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -196,6 +199,32 @@ impl Client {
         }
     }
 
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(&self.0).await.map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Permission,
+            _ => ClientError::Broken(error.to_string()),
+        })
+    }
+
+    /// An answer that comes bit by bit.
+    async fn stream(&self, path: &str) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
+        let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        // Ends with the answer, which has its other end.
+        tokio::spawn(connection);
+        let request = Request::builder().uri(path).header("host", "retryscope").body(Full::new(Bytes::new()));
+        let response = sender.send_request(request.map_err(|error| broken(&error))?).await;
+        let response = response.map_err(|error| broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let bytes = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
+        Err(refusal(status, &bytes))
+    }
+
     async fn exchange<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -203,10 +232,7 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
-        let stream = UnixStream::connect(&self.0).await.map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Permission,
-            _ => broken(&error),
-        })?;
+        let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let mut request = Request::builder().method(method).uri(path).header("host", "retryscope");
@@ -237,25 +263,35 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| broken(&error));
         }
-        let error = serde_json::from_slice::<Refused>(&bytes)
-            .map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |refused| refused.error);
-        Err(match status {
-            StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
-            StatusCode::FORBIDDEN => ClientError::Forbidden(error),
-            _ => ClientError::Refused(error),
-        })
+        Err(refusal(status, &bytes))
+    }
+}
+
+/// What the instance answered instead.
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    let error = serde_json::from_slice::<Refused>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).into_owned(), |refused| refused.error);
+    match status {
+        StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
+        StatusCode::FORBIDDEN => ClientError::Forbidden(error),
+        _ => ClientError::Refused(error),
     }
 }
 
 /// A rule's path; names may hold any printable character.
 fn rule_path(name: &str) -> String {
     let mut path = "/v1/rules/".to_owned();
-    for byte in name.bytes() {
+    escape(&mut path, name);
+    path
+}
+
+/// Adds a part of a path or a parameter's value.
+pub(super) fn escape(path: &mut String, text: &str) {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {
             path.push(char::from(byte));
         } else {
             path.push_str(&format!("%{byte:02X}"));
         }
     }
-    path
 }

@@ -4,22 +4,14 @@
 //! told so, the members of a group ([`Access`]). Out: the rules in force, changed for the next attempt. A
 //! change that is refused changes nothing, and says why in `error`.
 //!
-//! | request | does |
-//! |---|---|
-//! | `GET /v1/instance` | tells which instance this is |
-//! | `GET /v1/report` | the report so far |
-//! | `GET /v1/rules` | the rules in force and what they have done |
-//! | `POST /v1/rules` `{"rule": "FILTER => ACTION"}` | adds a rule at the end |
-//! | `DELETE /v1/rules/NAME` | removes one |
-//! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
-//! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
-//! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
-//! | `PUT /v1/bypass` `{"bypassed": true, "now": false, "keep": false}` | lets new connections go direct, or no longer; with `now` those under way end as they become idle, with `keep` it outlives a daemon's restart |
-//! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
+//! What there is, is told by `GET /v1/openapi.json`, which is made of the
+//! handlers and their types; `docs/openapi.json` is the same.
 mod access;
 mod client;
+mod held;
 mod scraped;
 mod server;
+mod watch;
 
 use std::{
     fmt, fs, io,
@@ -28,14 +20,21 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, find, named};
+pub use held::{
+    Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
+    Over, Released, Skipped, Verdict, Withdrawn,
+};
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind, bind_at};
+pub use server::{Server, bind, bind_at, document};
+pub use watch::{Following, Told, Wanted};
 
 use crate::{
     flow::Moment,
+    history::History,
     process::confine,
     proxy::{Account, Gate, Proxy},
     report::{
@@ -54,7 +53,7 @@ pub const DAEMONS: &str = "/run/retryscope";
 pub const PID: &str = "pid";
 
 /// Which instance this is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct About {
     pub pid: u32,
     pub version: String,
@@ -72,7 +71,7 @@ pub struct About {
 }
 
 /// Of an instance that is bypassed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bypassed {
     /// As RFC 3339 has it.
     pub since: String,
@@ -81,7 +80,7 @@ pub struct Bypassed {
 }
 
 /// What is to become of new connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BypassWish {
     pub bypassed: bool,
     /// Those under way are to leave, too.
@@ -111,7 +110,7 @@ pub trait Host: fmt::Debug + Send + Sync {
 }
 
 /// What a reload came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// How many rules are in force now.
     pub rules: usize,
@@ -121,7 +120,7 @@ pub struct Reloaded {
 }
 
 /// What an instance may do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Privileges {
     pub processes: Vec<Part>,
     /// What the process that serves connections tried just now.
@@ -129,14 +128,14 @@ pub struct Privileges {
 }
 
 /// A process of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Part {
     /// `server` or `keeper`.
     pub role: String,
     pub pid: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Attempted {
     pub what: String,
     /// How the kernel refused it; absent where it could be done.
@@ -144,7 +143,7 @@ pub struct Attempted {
 }
 
 /// The rules in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RulesView {
     pub seed: u64,
     pub dry_run: bool,
@@ -155,7 +154,7 @@ pub struct RulesView {
     pub rules: Vec<RuleView>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RuleView {
     pub name: String,
     /// As on the command line.
@@ -182,37 +181,68 @@ impl RuleView {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct NewRule {
+    /// `FILTER => ACTION [LIMITS]`, as on the command line.
     rule: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Added {
     name: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct Switch {
     enabled: bool,
 }
 
 /// What a change came to.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Changed {
     /// How many rules are in force now.
     rules: usize,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Refused {
+    /// One sentence: what is wrong, and what to do about it.
     error: String,
+}
+
+/// A rule that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckedRule {
+    /// What it would be called.
+    pub name: String,
+    /// As it would be listed.
+    pub rule: String,
+}
+
+/// What may come at the end of a filter that is typed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Completed {
+    /// How many characters at the end of the text an item takes the place of.
+    pub replace: usize,
+    /// Likeliest first.
+    pub items: Vec<Offer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Offer {
+    pub text: String,
+    /// What an operator means; empty for values.
+    pub help: String,
 }
 
 /// What the API works on.
 #[derive(Debug)]
 pub struct Controlled {
     pub account: Arc<Account>,
+    /// Ended attempts.
+    pub history: Arc<History>,
     pub gate: Arc<dyn Gate>,
     /// The whole data path: what it has to do, and its bypass.
     pub proxy: Arc<Proxy>,

@@ -4,7 +4,7 @@ use std::{
     io::Read,
     num::NonZeroUsize,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use lru::LruCache;
@@ -51,11 +51,9 @@ impl ProcessTable {
     /// The process behind an owner, read if it is new or has changed its name
     /// since.
     pub fn of(&self, owner: &Owner) -> Arc<Process> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (owner.key, owner.start_boottime, owner.image);
-        if let Some(known) = seen.get(&key) {
-            let known = Arc::clone(known);
-            drop(seen);
+        let known = self.seen().get(&key).map(Arc::clone);
+        if let Some(known) = known {
             // Where the kernel tells no more than a thread's name, only the
             // first thread's is the process's.
             if (owner.image != 0 || owner.tid == owner.key.pid) && known.facts().comm != owner.comm {
@@ -64,14 +62,24 @@ impl ProcessTable {
             }
             return known;
         }
+        // Read while others go on; whoever is first with it has it entered.
         let process = Arc::new(Process::of(owner, self.read(owner)));
+        let mut seen = self.seen();
+        if let Some(known) = seen.get(&key) {
+            return Arc::clone(known);
+        }
         seen.put(key, Arc::clone(&process));
+        drop(seen);
         // A full channel costs the process's end in the report, no more. A
         // group has no end.
         if owner.key.pid != 0 {
             let _ = self.newcomers.try_send(Arc::clone(&process));
         }
         process
+    }
+
+    fn seen(&self) -> MutexGuard<'_, LruCache<(ProcessKey, u64, u64), Arc<Process>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The facts of a process as of its connect.

@@ -185,6 +185,7 @@ fn counts(tally: &Tally) -> CountsEntry {
         },
         repeated_writes: tally.repeated,
         held_ms: ms(tally.held),
+        held_by_hand_ms: ms(tally.hand.time),
         backoff: BackoffEntry {
             count: tally.backoff.count,
             total_ms: ms(tally.backoff.total),
@@ -238,16 +239,17 @@ fn bounds(bounds: &Bounds) -> BoundsEntry {
         processes_folded: bounds.processes_folded,
         operations_folded: bounds.operations_folded,
         problems_dropped: bounds.problems_dropped,
+        attempts_unheld: bounds.attempts_unheld,
         waits_cut_ms: ms(bounds.waits_cut),
     }
 }
 
 /// Milliseconds to the microsecond.
-pub(super) fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
-pub(super) fn time(at: SystemTime) -> String {
+pub(crate) fn time(at: SystemTime) -> String {
     // Out of range only past the year 9999, which humantime refuses to print.
     let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_millis(at.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()

@@ -4,6 +4,7 @@ use super::{
     AssertionEntry, CountsEntry, OperationEntry, OutcomesEntry, ProcessEntry, Report, RuleWaitEntry,
     words::{GLUE, bytes, count, duration, fit, number, plain, wrap},
 };
+use crate::proxy::holds::BY_HAND;
 
 /// Processes, operations, problems and rules shown in full; the document has
 /// them all.
@@ -192,6 +193,7 @@ impl Page {
             (bounds.calls_forgotten, "call forgotten before its end", "calls forgotten before their end"),
             (bounds.operations_folded, "attempt under no operation's name", "attempts under no operation's name"),
             (bounds.problems_dropped, "problem not listed", "problems not listed"),
+            (bounds.attempts_unheld, "attempt let go that was to be held", "attempts let go that were to be held"),
         ];
         let costs: Vec<_> =
             costs.iter().filter(|cost| cost.0 > 0).map(|(cost, one, many)| count(*cost, one, many)).collect();
@@ -361,6 +363,7 @@ fn stalled(process: &ProcessEntry) -> Option<String> {
 fn cause(rules: &[RuleWaitEntry]) -> String {
     match rules {
         [] => "rules".to_owned(),
+        [rule] if rule.name == BY_HAND => "what was done by hand".to_owned(),
         [rule] => format!("rule {}", quoted(&rule.name)),
         [most, ..] => format!("{}{GLUE}rules ({} most)", rules.len(), quoted(&most.name)),
     }

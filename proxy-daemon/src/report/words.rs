@@ -25,7 +25,7 @@ pub(super) fn count(count: u64, one: &str, many: &str) -> String {
 }
 
 /// `0.4 ms`, `812 ms`, `38.2 s`, `4m 05s`, `2h 05m`, `3d 04h`; zero is `0 s`.
-pub(super) fn duration(ms: f64) -> String {
+pub(crate) fn duration(ms: f64) -> String {
     let whole = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
     let seconds = whole.as_secs_f64();
     // Rounded first, so that what rounds up to the next unit is told in it.
@@ -94,7 +94,7 @@ fn invisible(c: char) -> bool {
 
 /// The text within so many columns; what does not fit is taken out of its
 /// middle, since both ends tell names apart.
-pub(super) fn fit(text: &str, columns: usize) -> String {
+pub(crate) fn fit(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }

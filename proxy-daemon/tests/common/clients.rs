@@ -11,47 +11,11 @@ use std::{
 
 use super::Running;
 
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+#[path = "../../../xtask/src/packages.rs"]
+mod packages;
+use packages::{API, CLIENTS, MATRIX, OLD_CLIENTS, OTLP, SUITES};
 
-/// The current clients, and a botocore from before standard mode retried a
-/// bare 429.
-const CLIENTS: &[&str] =
-    &["boto3==1.44.5", "moto[server,dynamodb,s3,sqs]==5.2.5", "requests==2.34.2", "httpx[http2]==0.28.1"];
-const OLD_CLIENTS: &[&str] = &["boto3==1.38.46"];
-const MATRIX: &[&str] = &[
-    "aiohttp==3.14.5",
-    "awscli==1.46.3",
-    "boto3==1.44.8",
-    "grpcio==1.76.0",
-    "httplib2==0.32.1",
-    "httpx[http2]==0.28.1",
-    "requests==2.34.2",
-    "websockets==17.4",
-];
-const SUITES: &[&str] = &[
-    "anyio[trio]==4.16.0",
-    "chardet==7.7.0",
-    "click==8.1.8",
-    "cryptography==50.0.2",
-    "h2==4.4.1",
-    "httpx[cli,http2,socks,zstd]==0.28.1",
-    "hypercorn==0.18.0",
-    "pyopenssl==26.4.0",
-    "pysocks==1.7.1",
-    "pytest==9.0.2",
-    "pytest-asyncio==1.5.0",
-    "pytest-httpbin==2.1.0",
-    "pytest-socket==0.8.1",
-    "pytest-timeout==2.4.0",
-    "pytest-trio==0.8.0",
-    "quart==0.20.0",
-    "quart-trio==0.12.0",
-    "trio==0.35.0",
-    "trustme==1.2.1",
-    "urllib3[h2,socks]==2.8.0",
-    "uvicorn==0.54.0",
-];
-const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
+pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Fails unless the tests run as root, which cgroups and BPF need.
 #[track_caller]
@@ -152,6 +116,12 @@ pub fn node_modules() -> PathBuf {
 #[track_caller]
 pub fn otlp_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
+}
+
+/// Python with what holds the local API to its description.
+#[track_caller]
+pub fn api_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_API_VENV", "api", API)
 }
 
 /// Python with the clients of the matrix.

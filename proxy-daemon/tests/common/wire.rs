@@ -14,13 +14,13 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{NAME, TestCa, ca::Leaf, own_listener, show};
+use super::{NAME, SOON, TestCa, ca::Leaf, own_listener, show};
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -120,14 +120,13 @@ impl WireConn {
 
     /// Waits until the client side resets the connection, without reading any
     /// of what it has said.
-    pub async fn reset_comes(&mut self) -> io::Error {
-        loop {
-            if let Ok(Some(error)) = self.socket.take_error() {
-                return error;
-            }
-            // The kernel tells a reader alone.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    ///
+    /// # Errors
+    /// None came in time.
+    pub async fn reset_comes(&mut self) -> io::Result<io::Error> {
+        let socket = TcpStream::from_std(self.socket.try_clone()?)?;
+        tokio::time::timeout(SOON, socket.ready(Interest::ERROR)).await??;
+        self.socket.take_error()?.ok_or_else(|| io::Error::other("the socket failed without an error"))
     }
 
     /// Keeps a text among the heads.
