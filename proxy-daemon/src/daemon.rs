@@ -31,13 +31,18 @@ use crate::{
     control::{self, About, Controlled},
     flow::{Capture, Clock, Moment},
     history::History,
-    process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Answered, Answers, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    process::{
+        self, Memory, Process, ProcessKey, ProcessTable,
+        launch::NONCE,
+        warden::{Post, Warden},
+    },
+    proxy::{self, Account, Answered, Answers, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
         events::{self, Start, Written},
         otlp::{self, Otlp},
+        own::Lives,
         recording, statsd, timeline,
     },
     retry::{Folded, Ledger, Limits, Snapshot},
@@ -67,6 +72,9 @@ pub struct Settings {
     /// Refuse what cannot be carried, also once this process has died; the
     /// cgroup tells when nobody is left to be refused.
     pub closed: Option<PathBuf>,
+    /// The same, by who was started while this process could: and whether it
+    /// needs CAP_BPF.
+    pub warden: Option<(Warden, bool)>,
     pub rules: RuleSet,
     pub rule_settings: rules::Settings,
     /// Files that a reload reads again.
@@ -107,6 +115,9 @@ pub struct Settings {
     pub control: Option<(std::os::unix::net::UnixListener, control::Access)>,
     /// What earlier instances came to.
     pub earlier: Option<Earlier>,
+    /// It begins with connections going direct: the redirect is bypassed
+    /// already.
+    pub bypassed: bool,
 }
 
 /// What outlives an instance, for the next.
@@ -115,6 +126,9 @@ pub struct Earlier {
     pub ledger: Folded,
     /// Clients that will not trust the authority.
     pub refusals: Vec<Refusal>,
+    /// How often there was one, and how they ended.
+    #[serde(default)]
+    pub lives: Lives,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +180,10 @@ impl Gate for KernelGate {
     fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.exempt(&socket).map_err(io::Error::other)
     }
+
+    fn bypass(&self, on: bool) -> io::Result<()> {
+        self.0.bypass(on).map_err(io::Error::other)
+    }
 }
 
 /// What an instance came to.
@@ -189,6 +207,8 @@ pub struct Finished {
     pub hurried: bool,
     /// Clients that will not trust the authority, for the next instance.
     pub refusals: Vec<Refusal>,
+    /// For the next instance.
+    pub lives: Lives,
 }
 
 #[derive(Debug)]
@@ -220,6 +240,7 @@ pub struct Instance {
     metrics: Option<control::MetricsServer>,
     statsd: Option<std::thread::JoinHandle<()>>,
     otlp: Option<Otlp>,
+    lives: Lives,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -234,8 +255,15 @@ impl Instance {
         let ports = settings.ports;
         let (redirect, listeners) = redirected;
         let redirect: Arc<Redirection> = Arc::new(redirect.into());
-        if let Some(cgroup) = &settings.closed {
-            redirect.guard(&listeners, &ports, &settings.target, cgroup).map_err(StartError::Warden)?;
+        let cgroup = settings.closed.as_deref();
+        let warden = match (settings.warden, cgroup) {
+            (Some((warden, bpf)), _) => Some((warden, Some(bpf))),
+            (None, Some(_)) => Some((Warden::start("").map_err(StartError::Warden)?, None)),
+            (None, None) => None,
+        };
+        if let Some((warden, confined)) = warden {
+            let post = Post { ports: &ports, target: &settings.target, cgroup, confined };
+            redirect.guard(warden, &listeners, &post).map_err(StartError::Warden)?;
         }
         let own = listeners.v4.local_addr().map_err(StartError::Listen)?;
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
@@ -248,14 +276,17 @@ impl Instance {
         let mut ledger = Ledger::new(Limits::default(), clock.now());
         let earlier = settings.earlier.unwrap_or_default();
         ledger.continues(earlier.ledger);
+        let lives = earlier.lives.next();
         let learned = Learned::new(settings.strict);
         learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
         let mut account = Account::new(clock, rules, ledger);
         account.capture = settings.recording.as_ref().map(|it| Capture::new(it.bodies.unwrap_or_default()));
+        let gate: Arc<dyn Gate> = Arc::new(KernelGate(Arc::clone(&redirect)));
         let proxy = Arc::new(Proxy {
             account: Arc::new(account),
-            gate: Arc::new(KernelGate(Arc::clone(&redirect))),
+            bypass: Arc::new(Bypass::new(Arc::clone(&gate), clock, settings.bypassed)),
+            gate,
             processes: ProcessTable::new(newcomers, Arc::clone(&redirect) as Arc<dyn Memory>),
             leaves,
             servers,
@@ -288,6 +319,9 @@ impl Instance {
             account: Arc::clone(&proxy.account),
             history,
             gate: Arc::clone(&proxy.gate),
+            proxy: Arc::clone(&proxy),
+            // Of others nothing is known but this life.
+            lives: settings.host.is_some().then_some(lives),
             files: settings.rule_files,
             about: About {
                 pid: std::process::id(),
@@ -295,6 +329,7 @@ impl Instance {
                 target: settings.target,
                 command: settings.command,
                 targets: Vec::new(),
+                bypassed: None,
             },
             ports: ports.clone(),
             host: settings.host,
@@ -338,6 +373,7 @@ impl Instance {
             metrics,
             statsd,
             otlp,
+            lives,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -388,6 +424,11 @@ impl Instance {
         self.controlled.reload()
     }
 
+    /// Ends the wardens that earlier instances have left: this one serves.
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        self.redirect.relieve(left);
+    }
+
     pub fn account(&self) -> &Arc<Account> {
         &self.proxy.account
     }
@@ -397,7 +438,7 @@ impl Instance {
         let account = &self.proxy.account;
         let now = account.clock.now();
         let ledger = account.ledger().snapshot(now).fold();
-        Earlier { ledger, refusals: self.proxy.learned.refusals(now) }
+        Earlier { ledger, refusals: self.proxy.learned.refusals(now), lives: self.lives }
     }
 
     pub fn proxy(&self) -> &Arc<Proxy> {
@@ -512,6 +553,7 @@ impl Instance {
             timeline,
             hurried,
             refusals: self.proxy.learned.refusals(now),
+            lives: self.lives.over(),
         }
     }
 }

@@ -135,6 +135,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
+        warden: None,
         ports: wanted.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,
@@ -158,6 +159,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         host: None,
         control: None,
         earlier: None,
+        bypassed: false,
     };
     let mut finished = runtime.block_on(async {
         let redirect = Redirection::start(&wanted, scene.daemon())?;

@@ -6,6 +6,7 @@
 //! system lacks, 70 a fault of our own, 73 a file that cannot be written, 77
 //! permission; `run` passes on its command's.
 mod attach;
+mod bypass;
 mod ca;
 mod config;
 mod daemon;
@@ -76,6 +77,10 @@ enum Command {
     Daemon(daemon::Args),
     /// Have a daemon read its configuration again, without dropping a connection
     Reload(reload::Args),
+    /// Let connections go direct at once, and take that back: for when an application breaks
+    ///
+    /// What runs is left as it is, and so are connections under way.
+    Bypass(bypass::Args),
     /// Print the daemon's default configuration, or check one
     Config(config::Args),
     /// Make or show the authority that `attach` uses
@@ -170,8 +175,11 @@ pub fn main() -> ExitCode {
         [hidden] if hidden == janitor::JANITOR => {
             return janitor::main(crate::redirect::sweep, |recording| drop(crate::report::recording::mend(recording)));
         }
-        [hidden] if hidden == warden::WARDEN => {
-            return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
+        [hidden, ..] if hidden == warden::WARDEN => {
+            return warden::main(|gate| {
+                let shut = redirect::shutter(gate).map_err(|error| error.to_string())?;
+                Ok(move || shut().map_err(|error| error.to_string()))
+            });
         }
         [hidden] if hidden == keeper::KEEPER => return keeper::main(),
         _ => {}
@@ -193,6 +201,7 @@ pub fn main() -> ExitCode {
         Command::Attach(args) => attach::run(&args),
         Command::Daemon(args) => daemon::run(args),
         Command::Reload(args) => reload::run(&args),
+        Command::Bypass(args) => bypass::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),

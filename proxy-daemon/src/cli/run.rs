@@ -209,6 +209,7 @@ impl Job {
             let settings = Settings {
                 ports: options.ports(),
                 closed: (options.fail == Fail::Closed).then(|| scene.target().map(Into::into)).flatten(),
+                warden: None,
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,
@@ -231,6 +232,7 @@ impl Job {
                 host: None,
                 control: None,
                 earlier: None,
+                bypassed: false,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))

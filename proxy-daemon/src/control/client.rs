@@ -18,7 +18,8 @@ use tokio::net::UnixStream;
 use crate::report::Report;
 
 use super::{
-    About, Added, Changed, DAEMONS, FOLDER, NewRule, PID, Privileges, Refused, Reloaded, RulesView, SOCKET, Switch,
+    About, Added, BypassWish, Changed, DAEMONS, FOLDER, NewRule, PID, Privileges, Refused, Reloaded, RulesView, SOCKET,
+    Switch,
 };
 
 /// An instance that answers does so at once.
@@ -160,6 +161,11 @@ impl Client {
 
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.call_for(RELOAD_PATIENCE, Method::POST, "/v1/reload", None::<&()>).await
+    }
+
+    /// What it then tells of itself.
+    pub async fn bypass(&self, wish: BypassWish) -> Result<About, ClientError> {
+        self.call(Method::PUT, "/v1/bypass", Some(&wish)).await
     }
 
     pub async fn privileges(&self) -> Result<Privileges, ClientError> {

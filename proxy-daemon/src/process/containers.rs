@@ -72,6 +72,18 @@ impl Engines {
             .or_else(|| listed(self.nerdctl()))
     }
 
+    /// Where all of that is, of root's own engines; for whoever may read no
+    /// other files.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = ["etc/docker", "etc/containers", "var/lib/nerdctl", "var/log/containers"]
+            .map(|folder| self.root.join(folder))
+            .to_vec();
+        folders.extend(self.docker(&[]));
+        folders.extend(self.podman(&[]).iter().filter_map(|file| Some(file.parent()?.to_owned())));
+        folders.push(self.root.join("var/lib/containers/storage"));
+        folders
+    }
+
     /// A folder for each container, by its id.
     fn docker(&self, users: &[u32]) -> Vec<PathBuf> {
         #[derive(Deserialize)]

@@ -48,13 +48,16 @@ use std::{
 use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
 use retryscope_ebpf::Record;
 
-use crate::process::{CommandLine, Memory, Owner, ProcessKey, warden::Warden};
+use crate::process::{
+    CommandLine, Memory, Owner, ProcessKey,
+    warden::{Post, Warden},
+};
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
 pub use forest::{Forest, Found};
 use gate::Gate;
-pub use gate::{Fail, shut};
+pub use gate::{Fail, shutter};
 pub use listen::{Listeners, queue};
 pub use network::{Door, Network, Pending};
 pub use pattern::{PatternError, Patterns};
@@ -198,19 +201,29 @@ impl Redirect {
     }
 
     /// Lets another process hold on to what is attached, so that the target's
-    /// connects are refused should this one end before its time. `ports` and
-    /// `target` are for what it then says.
-    pub fn guard(&self, listeners: &Listeners, ports: &[u16], target: &str, cgroup: &Path) -> io::Result<()> {
+    /// connects are refused should this one end before its time.
+    pub fn guard(&self, mut by: Warden, listeners: &Listeners, post: &Post<'_>) -> io::Result<()> {
         let attached = self.attached();
         let mut warden = self.warden();
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let listening: Vec<_> =
             [Some(listeners.v4.as_fd()), listeners.v6.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
-        let started = warden.insert(Warden::start(gate.descriptor(), &listening, ports, target, cgroup)?);
+        by.begin(gate.descriptor(), &listening, post)?;
         for (number, place) in &attached.places {
-            started.hold(*number, &place.descriptors())?;
+            by.hold(*number, &place.descriptors())?;
         }
+        *warden = Some(by);
         Ok(())
+    }
+
+    /// The wardens that earlier instances have left are no longer needed: what
+    /// they refuse comes here.
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        if let Some(warden) = self.warden().as_mut()
+            && let Err(error) = warden.relieve(left)
+        {
+            tracing::error!(%error, "what an earlier instance has left goes on refusing connections; end it by hand");
+        }
     }
 
     fn warden(&self) -> MutexGuard<'_, Option<Warden>> {
@@ -220,6 +233,12 @@ impl Redirect {
     /// This process answers for so long, and has room for so many connects.
     pub fn renew(&self, time: Duration, room: u64) {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner).renew(time, room);
+    }
+
+    /// From now on every new connect goes direct, also with `Fail::Closed`; or
+    /// no longer. What is attached stays, and so does what is under way.
+    pub fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).bypass(on)
     }
 
     /// Takes over what was attached, under a number of its own; what has this

@@ -240,11 +240,9 @@ pub struct Metrics {
 
 impl Metrics {
     /// The text of one scrape.
+    #[cfg(test)]
     pub fn scrape(&mut self, snapshot: &Snapshot, rules: &[RuleStatus], redirect: &Counters) -> String {
-        let mut text = Vec::new();
-        // Into memory nothing fails but a family without rows, and none is.
-        let _ = TextEncoder::new().encode(&self.collect(snapshot, rules, redirect), &mut text);
-        String::from_utf8_lossy(&text).into_owned()
+        text(&self.collect(snapshot, rules, redirect))
     }
 
     /// Every family that has rows.
@@ -413,11 +411,20 @@ impl Metrics {
     }
 }
 
+/// Families as Prometheus reads them; each has rows.
+pub fn text(families: &[MetricFamily]) -> String {
+    let mut text = Vec::new();
+    // Into memory nothing fails but a family without rows, and none is.
+    let _ = TextEncoder::new().encode(families, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Connections that did not come here.
 fn ways(redirect: &Counters) -> Vec<MetricFamily> {
     let mut families = Vec::new();
     let direct = [
         ("bound_device", redirect.direct_bound_device),
+        ("bypassed", redirect.direct_bypassed),
         ("link_local", redirect.direct_link_local),
         ("no_listener", redirect.direct_no_listener),
         ("no_record", redirect.direct_no_record),
@@ -449,7 +456,7 @@ fn owner(share: &ProcessShare) -> Owner {
     Owner { comm: facts.comm.clone(), unit: text(cgroup.and_then(unit)), container: text(cgroup.and_then(container)) }
 }
 
-fn pair(name: &str, value: &str) -> LabelPair {
+pub(super) fn pair(name: &str, value: &str) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
@@ -467,7 +474,7 @@ fn row_labels(row: &Row, more: &[(&str, &str)]) -> Vec<LabelPair> {
     labels
 }
 
-fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
+pub(super) fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut counter = Counter::default();
     counter.set_value(value);
     let mut metric = Metric::from_label(labels);
@@ -475,7 +482,7 @@ fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
     metric
 }
 
-fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
+pub(super) fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut gauge = Gauge::default();
     gauge.set_value(value);
     let mut metric = Metric::from_label(labels);
@@ -484,7 +491,7 @@ fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
 }
 
 /// Rows of a family that was begun before are added to it.
-fn extend(families: &mut Vec<MetricFamily>, name: &str, help: &str, kind: MetricType, rows: Vec<Metric>) {
+pub(super) fn extend(families: &mut Vec<MetricFamily>, name: &str, help: &str, kind: MetricType, rows: Vec<Metric>) {
     if let Some(known) = families.iter_mut().find(|family| family.name() == name) {
         known.mut_metric().extend(rows);
         return;

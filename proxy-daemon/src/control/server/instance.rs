@@ -7,10 +7,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Shared,
-    extract::{Problem, Wrong},
+    extract::{Given, Problem, Wrong, WrongBody},
 };
 use crate::{
-    control::{About, Controlled, Privileges, Refused, Reloaded},
+    control::{About, BypassWish, Controlled, Privileges, Refused, Reloaded},
     report::Report,
 };
 
@@ -19,6 +19,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
         .routes(routes!(instance))
         .routes(routes!(report))
         .routes(routes!(reload))
+        .routes(routes!(bypass))
         .routes(routes!(privileges))
         .routes(routes!(openapi))
 }
@@ -49,6 +50,22 @@ async fn reload(State(it): Shared) -> Result<Json<Reloaded>, Problem> {
     // Reading files, and a daemon's waiting for its keeper, may take a moment.
     let reloaded = tokio::task::spawn_blocking(move || it.reload()).await.map_err(Problem::fault)?;
     reloaded.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
+}
+
+/// Lets new connections of the target go direct, or no longer.
+///
+/// Those under way go on, or with `now` end as they become idle. With `keep` a
+/// daemon begins with it when it is started again.
+#[utoipa::path(
+    put,
+    path = "/v1/bypass",
+    request_body = BypassWish,
+    responses((status = 200, body = About), WrongBody)
+)]
+async fn bypass(State(it): Shared, Given(wish): Given<BypassWish>) -> Result<Json<About>, Problem> {
+    // What is kept is written to the disk.
+    let switched = tokio::task::spawn_blocking(move || it.switch_bypass(wish)).await.map_err(Problem::fault)?;
+    switched.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error))
 }
 
 /// The instance's processes, and what the one that serves connections is
