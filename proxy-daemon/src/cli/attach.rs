@@ -151,6 +151,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         host: None,
         control: None,
         earlier: None,
+        beacon: None,
     };
     let mut finished = runtime.block_on(async {
         let redirect = Redirection::start(&wanted, scene.daemon())?;
@@ -228,7 +229,7 @@ fn directory(path: &Path) -> Result<PathBuf, Failure> {
 
 /// Until the time has passed, or somebody asks for the end. A hang-up that no
 /// terminal sent asks for the rule files to be read again.
-async fn wait(duration: Option<Duration>, signals: &Stream, reload: impl Fn()) {
+pub(super) async fn wait(duration: Option<Duration>, signals: &Stream, reload: impl Fn()) {
     let timer = async {
         match duration {
             Some(duration) => tokio::time::sleep(duration).await,

@@ -77,7 +77,7 @@ pub(super) struct Args {
 }
 
 /// A name that can be a folder's.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@\\:".contains(&byte);
     if text.is_empty() || text.starts_with('.') || text.len() > 200 || !text.bytes().all(legal) {
         return Err("use letters, digits, -, _, ., @ and \\".into());
@@ -200,6 +200,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         host: Some(Arc::clone(&host) as Arc<dyn control::Host>),
         control: Some((control, access)),
         earlier,
+        beacon: None,
     };
     let runtime = runtime()?;
     let code = runtime.block_on(async {
@@ -217,7 +218,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 /// One daemon of a name at a time: held as long as it runs.
-fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
+pub(super) fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
     let path = folder.join(control::PID);
     let failed = |error: std::io::Error| Failure::new(73, format!("cannot write {} ({error})", path.display()));
     let mut file =

@@ -15,6 +15,7 @@ mod watch;
 
 use std::{
     fmt, fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, FollowingHeld, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, at, find, named, socket};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
     Over, Released, Skipped, Verdict, Withdrawn,
@@ -35,7 +36,7 @@ pub use watch::{Following, Told, Wanted};
 use crate::{
     flow::Moment,
     history::History,
-    process::confine,
+    process::{confine, launch::NONCE},
     proxy::{Account, Gate},
     report::{self, Meta, Report, differences},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
@@ -62,6 +63,23 @@ pub struct About {
     /// What a daemon watches at the moment.
     #[serde(default)]
     pub targets: Vec<String>,
+    /// Connections are redirected, and served.
+    #[serde(default)]
+    pub ready: bool,
+    /// Where everybody can see that their connections are redirected.
+    #[serde(default)]
+    pub beacon: Option<Shown>,
+}
+
+/// What tells whoever connects to an address that its connections are
+/// redirected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Shown {
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// What is answered there, byte by byte.
+    #[schema(value_type = Vec<u8>)]
+    pub nonce: [u8; NONCE],
 }
 
 /// What a daemon adds.
@@ -216,6 +234,8 @@ pub struct Controlled {
     pub about: About,
     pub ports: Vec<u16>,
     pub host: Option<Arc<dyn Host>>,
+    /// Turns true when connections are served.
+    pub ready: tokio::sync::watch::Sender<bool>,
 }
 
 /// Why a reload changed nothing.
@@ -263,7 +283,7 @@ impl Controlled {
 
     fn about(&self) -> About {
         let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
-        About { targets, ..self.about.clone() }
+        About { targets, ready: *self.ready.borrow(), ..self.about.clone() }
     }
 
     /// Tries what the process that serves connections must not be able to do.

@@ -6,6 +6,7 @@
 //! upstream is connected and verified before the client is answered; what
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
+mod beacon;
 mod capacity;
 mod connection;
 mod doors;
@@ -37,6 +38,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use beacon::Beacon;
 pub use capacity::{BELIEF, Capacity, PULSE};
 use doors::Doors;
 pub use exchange::Account;
@@ -70,6 +72,8 @@ pub struct Proxy {
     pub findings: Findings,
     pub counters: Counters,
     pub capacity: Capacity,
+    /// Where everybody's connections are redirected, what shows it.
+    pub beacon: Option<Beacon>,
 }
 
 #[derive(Debug, Default)]

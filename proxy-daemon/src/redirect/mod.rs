@@ -38,7 +38,7 @@ pub mod find;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
@@ -62,6 +62,10 @@ pub use probe::{Probe, probe};
 pub use tally::Counters;
 pub use tproxy::sweep;
 pub use ways::{Choice, Reach, Redirection, Wanted, Way};
+
+/// A loopback address that hardly anybody serves: connections to it tell whether
+/// redirection works, and are nobody's else.
+pub const BEACON: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
