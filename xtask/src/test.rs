@@ -49,6 +49,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("ruby", "ruby"),
     ("setpriv", "util-linux"),
+    ("strip", "binutils"),
     ("sudo", "sudo"),
     ("sysctl", "procps"),
     ("systemd-analyze", "systemd"),
