@@ -438,13 +438,15 @@ impl Instance {
         self.looking = Some(tokio::spawn(async move {
             let mut seen = redirect.counters().direct_other_netns;
             let mut looked = Instant::now();
+            let moving = matches!(target, Target::Several(_));
             let mut tick = tokio::time::interval(GLANCE);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
                 let direct = redirect.counters().direct_other_netns;
-                // Somebody could not come here; or nobody may be left there.
-                if direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
+                // Somebody could not come here; or nobody may be left there; or
+                // the target may have more processes in other places.
+                if moving || direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
                     (seen, looked) = (direct, Instant::now());
                     look(&redirect, &target, &doors).await;
                 }

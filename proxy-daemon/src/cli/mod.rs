@@ -139,6 +139,7 @@ macro_rules! failure_from {
 
 failure_from!(
     crate::daemon::StartError,
+    crate::pods::ApiError,
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
     crate::redirect::find::FindError,
