@@ -45,6 +45,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FOLDER", default_value = ca::DEFAULT_FOLDER)]
     ca_dir: PathBuf,
 
+    /// Whom the API server is asked as, for --pod: a folder with `token` and `ca.crt`
+    #[arg(long, value_name = "FOLDER", default_value = Account::FOLDER)]
+    service_account: PathBuf,
+
     #[command(flatten)]
     options: Options,
 }
@@ -144,7 +148,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     process::raise_file_limit();
     let account = match args.target.pods.as_slice() {
         [] => None,
-        _ => Some(Account::find(Path::new(Account::FOLDER), |name| std::env::var_os(name))?),
+        _ => Some(Account::find(&args.service_account, |name| std::env::var_os(name))?),
     };
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
