@@ -101,8 +101,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Some(folder) => Authority::kept_in(folder, &args.domains)?,
         None => Authority::in_memory_for(&args.domains)?,
     };
-    let (_, notes) = tls::share(authority.certificate_pem(), options.upstream_ca(), &args.share)?;
-    notes.iter().for_each(|note| say(note));
+    let trust = tls::share(authority.certificate_pem(), options.upstream_ca(), &args.share)?;
+    trust.notes.iter().for_each(|note| say(note));
     let output = Output::open(options.report_file.as_deref(), None)?;
     let junit = open_junit(options, None)?;
     let events = open_events(options, None)?;

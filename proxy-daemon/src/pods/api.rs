@@ -127,7 +127,7 @@ impl Account {
         std::fs::read(&path).map_err(|cause| ApiError::Account { path, cause })
     }
 
-    fn unreachable(&self, cause: impl ToString) -> ApiError {
+    fn unreachable(&self, cause: &dyn std::fmt::Display) -> ApiError {
         ApiError::Unreachable { server: self.server(), cause: cause.to_string() }
     }
 }
@@ -214,9 +214,9 @@ impl Client {
             let query = format!("limit={PAGE}&continue={}", escaped(&next));
             let mut asked = self.ask(&query, LIST).await?;
             let body = http_body_util::Limited::new(asked.response.body_mut(), MAX_ANSWER).collect();
-            let body = tokio::time::timeout(PATIENCE, body).await.map_err(|error| self.account.unreachable(error))?;
-            let bytes = body.map_err(|error| self.account.unreachable(error))?.to_bytes();
-            let list: List = serde_json::from_slice(&bytes).map_err(|error| self.account.unreachable(error))?;
+            let body = tokio::time::timeout(PATIENCE, body).await.map_err(|error| self.account.unreachable(&error))?;
+            let bytes = body.map_err(|error| self.account.unreachable(&error))?.to_bytes();
+            let list: List = serde_json::from_slice(&bytes).map_err(|error| self.account.unreachable(&error))?;
             pods.extend(list.items.into_iter().filter_map(Object::pod));
             next = list.metadata.r#continue;
             if next.is_empty() || pods.len() > super::MAX_PODS {
@@ -273,17 +273,17 @@ impl Client {
             let frame = match frame {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(None) => return Ok(()),
-                Ok(Some(Err(error))) => return Err(self.account.unreachable(error)),
-                Err(error) => return Err(self.account.unreachable(error)),
+                Ok(Some(Err(error))) => return Err(self.account.unreachable(&error)),
+                Err(error) => return Err(self.account.unreachable(&error)),
             };
             let Some(data) = frame.data_ref() else { continue };
             left.extend_from_slice(data);
             if left.len() > MAX_EVENT {
-                return Err(self.account.unreachable("an event is too large"));
+                return Err(self.account.unreachable(&"an event is too large"));
             }
             while let Some(end) = left.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = left.drain(..=end).collect();
-                let event: Event = serde_json::from_slice(&line).map_err(|error| self.account.unreachable(error))?;
+                let event: Event = serde_json::from_slice(&line).map_err(|error| self.account.unreachable(&error))?;
                 if take(event, pods, version)? {
                     changed(pods);
                 }
@@ -294,7 +294,7 @@ impl Client {
     async fn ask(&self, query: &str, accept: &str) -> Result<Asked, ApiError> {
         match tokio::time::timeout(PATIENCE, self.exchange(query, accept)).await {
             Ok(asked) => asked,
-            Err(_) => Err(self.account.unreachable(format!("no answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(self.account.unreachable(&format!("no answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
@@ -362,7 +362,7 @@ impl Client {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| self.account.unreachable(error))?
+            .map_err(|error| self.account.unreachable(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Arc::new(config))

@@ -76,7 +76,7 @@ pub struct Bind {
     pub target: PathBuf,
 }
 
-pub use share::{ENV, share};
+pub use share::share;
 
 /// Writes the files and says how they are to be used.
 pub fn prepare(input: &TrustInput<'_>) -> Result<TrustPlan, TlsError> {

@@ -16,10 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{TlsError, TrustInput, Work, environment, files, java, settings, write};
+use super::{TlsError, TrustInput, TrustPlan, Work, environment, files, java, settings, write};
 
 /// The variables, as `NAME=VALUE` lines.
-pub const ENV: &str = "env";
+const ENV: &str = "env";
 /// The same, for a shell to read.
 const SCRIPT: &str = "env.sh";
 /// The store of Java machines.
@@ -28,12 +28,7 @@ const STORE: &str = "store.jks";
 /// Writes everything into the folder, which is made where it does not exist.
 /// What `more` names (authorities besides the system's) is trusted as well. The
 /// variables come back, and notes on what could not be read.
-#[allow(clippy::type_complexity)]
-pub fn share(
-    authority_pem: &str,
-    more: &[PathBuf],
-    folder: &Path,
-) -> Result<(Vec<(OsString, OsString)>, Vec<String>), TlsError> {
+pub fn share(authority_pem: &str, more: &[PathBuf], folder: &Path) -> Result<TrustPlan, TlsError> {
     let failed = |source| TlsError::Write { path: folder.into(), source };
     fs::create_dir_all(folder).map_err(failed)?;
     // Others read it, whatever the mask of new files is.
@@ -59,9 +54,9 @@ pub fn share(
     let store = folder.join(STORE);
     write(&store, &java::of_system(&files::certificates(work.ours.as_bytes())))?;
     variables.push(java::option(&environment, &store));
-    write(&folder.join(ENV), &lines(&variables, |value| value.to_owned()))?;
+    write(&folder.join(ENV), &lines(&variables, <[u8]>::to_vec))?;
     write(&folder.join(SCRIPT), &script(&variables))?;
-    Ok((variables, work.notes))
+    Ok(TrustPlan { environment: variables, binds: Vec::new(), notes: work.notes })
 }
 
 fn lines(variables: &[(OsString, OsString)], quoted: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
@@ -111,8 +106,9 @@ mod tests {
         let (authority, corporate) =
             (Authority::in_memory().expect("an authority"), Authority::in_memory().expect("another"));
         fs::write(&more, corporate.certificate_pem()).expect("written");
-        let (variables, notes) = share(authority.certificate_pem(), &[more], &folder).expect("shared");
-        assert_eq!(notes, Vec::<String>::new());
+        let plan = share(authority.certificate_pem(), &[more], &folder).expect("shared");
+        assert_eq!(plan.notes, Vec::<String>::new());
+        let variables = plan.environment;
         let said = Command::new("/bin/sh")
             .args(["-c", ". \"$0\"/env.sh && exec env", folder.to_str().expect("a path")])
             .env_clear()
