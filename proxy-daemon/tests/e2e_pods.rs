@@ -96,7 +96,7 @@ impl Pod {
         Self { uid, name, container, cgroups, running: Some(running), at: 0, upstream }
     }
 
-    fn metadata(&self, namespace: &str, labels: Value) -> Value {
+    fn metadata(&self, namespace: &str, labels: &Value) -> Value {
         json!({"uid": self.uid, "name": self.name, "namespace": namespace, "labels": labels})
     }
 
@@ -188,9 +188,9 @@ fn by_namespace_and_labels() {
     let mut web = Pod::start(&group, &ca, 1, "web-1");
     let mut database = Pod::start(&group, &ca, 2, "db-1");
     let mut elsewhere = Pod::start(&group, &ca, 3, "web-2");
-    api.says(&web.metadata("shop", json!({"app": "web"})));
-    api.says(&database.metadata("shop", json!({"app": "db"})));
-    api.says(&elsewhere.metadata("other", json!({"app": "web"})));
+    api.says(&web.metadata("shop", &json!({"app": "web"})));
+    api.says(&database.metadata("shop", &json!({"app": "db"})));
+    api.says(&elsewhere.metadata("other", &json!({"app": "web"})));
     let metrics = own_address(9464);
     let mut attached =
         attach(&api, &ca, &["--pod", "shop/app=web,tier!=old", "--pod", "*/watch", &format!("--metrics={metrics}")]);
@@ -201,14 +201,14 @@ fn by_namespace_and_labels() {
     assert!(!database.connects() && !elsewhere.connects());
 
     // A label is set, in whatever namespace.
-    api.says(&database.metadata("shop", json!({"app": "db", "watch": "1"})));
+    api.says(&database.metadata("shop", &json!({"app": "db", "watch": "1"})));
     database.comes_to_be(true);
     assert!(!elsewhere.connects());
     // One is taken away, and a pod goes.
-    api.says(&web.metadata("shop", json!({"app": "web", "tier": "old"})));
+    api.says(&web.metadata("shop", &json!({"app": "web", "tier": "old"})));
     web.comes_to_be(false);
     assert!(database.connects());
-    let mut gone = database.metadata("shop", json!({}));
+    let mut gone = database.metadata("shop", &json!({}));
     gone["gone"] = true.into();
     api.says(&gone);
     database.comes_to_be(false);

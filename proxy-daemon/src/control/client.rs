@@ -204,7 +204,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         match tokio::time::timeout(patience, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Broken(format!("no answer within {} s", patience.as_secs()))),
+            Err(_) => Err(ClientError::Broken(format!("no answer within {:.1} s", patience.as_secs_f64()))),
         }
     }
 
