@@ -9,7 +9,7 @@ mod world;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use common::{
@@ -31,10 +31,23 @@ fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
 }
 
-/// The image, made once; it stays until the last test has ended.
-fn image() -> &'static str {
-    static IMAGE: OnceLock<String> = OnceLock::new();
-    IMAGE.get_or_init(|| {
+/// The image; one for the tests that run at the same time, gone with the last
+/// of them.
+struct Image(String);
+
+impl Image {
+    fn shared() -> Arc<Self> {
+        static CURRENT: Mutex<Weak<Image>> = Mutex::new(Weak::new());
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = current.upgrade() {
+            return image;
+        }
+        let image = Arc::new(Self::build());
+        *current = Arc::downgrade(&image);
+        image
+    }
+
+    fn build() -> Self {
         let engine = Engine::new();
         let dir = tempfile::Builder::new().prefix("retryscope-test-").tempdir_in(clients::target()).expect("a folder");
         let program = dir.path().join("retryscope");
@@ -44,37 +57,27 @@ fn image() -> &'static str {
         let context = dir.path().join("image");
         let mut lay = Command::new(deploy("container/lay.sh"));
         clients::bare(lay.arg(&program).arg(context.join("rootfs"))).finish(SOON).ok();
-        let name = format!("localhost/{}", Engine::name("retryscope-test"));
+        let image = Self(format!("localhost/{}", Engine::name("retryscope-test")));
         let mut build = engine.podman();
-        build.args(["build", "--format", "docker", "--tag", &name, "--file"]);
+        build.args(["build", "--format", "docker", "--tag", &image.0, "--file"]);
         clients::bare(build.arg(deploy("container/laid.Containerfile")).arg(&context)).finish(SOON * 6).ok();
-        name
-    })
-}
-
-/// Runs when the test program ends, whatever became of its tests.
-struct Images;
-
-impl Drop for Images {
-    fn drop(&mut self) {
-        let _ = Engine::new().podman().args(["rmi", "--force", image()]).output();
+        image
     }
 }
 
-/// Each test holds one; the last takes the image away.
-fn hold() -> std::sync::Arc<Images> {
-    static HELD: std::sync::Mutex<std::sync::Weak<Images>> = std::sync::Mutex::new(std::sync::Weak::new());
-    let mut held = HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    held.upgrade().unwrap_or_else(|| {
-        let images = std::sync::Arc::new(Images);
-        *held = std::sync::Arc::downgrade(&images);
-        images
-    })
+impl Drop for Image {
+    fn drop(&mut self) {
+        let removed = Engine::new().podman().args(["rmi", "--force", &self.0]).output();
+        if !removed.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("left behind: the image {} ({removed:?})", self.0);
+        }
+    }
 }
 
 /// What containers of a pod share, and the S3 that its application uses.
 struct Pod {
     engine: Engine,
+    image: Arc<Image>,
     name: String,
     dir: tempfile::TempDir,
     _s3: Running,
@@ -95,7 +98,14 @@ impl Pod {
             std::fs::create_dir(dir.path().join(folder)).expect("a folder");
         }
         std::fs::copy(ca.pem(), dir.path().join("test/ca.pem")).expect("the authority of S3");
-        Self { engine: Engine::new(), name: Engine::name("retryscope-sidecar"), dir, _s3: s3, net }
+        Self {
+            engine: Engine::new(),
+            image: Image::shared(),
+            name: Engine::name("retryscope-sidecar"),
+            dir,
+            _s3: s3,
+            net,
+        }
     }
 
     fn shared(&self, name: &str) -> PathBuf {
@@ -130,7 +140,14 @@ impl Pod {
         for (folder, at) in [("key", "/var/lib/retryscope"), ("test", "/test:ro")] {
             command.arg("--volume").arg(format!("{}:{at}", self.dir.path().join(folder).display()));
         }
-        command.args([image(), "sidecar", "--ca-dir", "/var/lib/retryscope", "--upstream-ca", "/test/ca.pem"]);
+        command.args([
+            self.image.0.as_str(),
+            "sidecar",
+            "--ca-dir",
+            "/var/lib/retryscope",
+            "--upstream-ca",
+            "/test/ca.pem",
+        ]);
         command.args(["--rule", RULE, "--report", "json", "--report-file", "/run/retryscope/report.json"]);
         clients::bare(&mut command).finish(SOON * 3).ok()
     }
@@ -138,7 +155,15 @@ impl Pod {
     /// `retryscope wait` in a container of its own.
     fn wait(&self, net: &Net, timeout: &str) -> Running {
         let mut command = self.run(net, true);
-        command.arg("--cgroups=disabled").args(["--rm", "--cap-drop", "all", image(), "wait", "--timeout", timeout]);
+        command.arg("--cgroups=disabled").args([
+            "--rm",
+            "--cap-drop",
+            "all",
+            &self.image.0,
+            "wait",
+            "--timeout",
+            timeout,
+        ]);
         clients::bare(&mut command)
     }
 
@@ -211,7 +236,7 @@ fn retried(row: &Value, report: &Report) {
 /// application needs the folder and nothing else; a stop leaves nothing.
 #[test]
 fn beside_an_application_that_shares_its_processes() {
-    let (_held, pod) = (hold(), Pod::new());
+    let pod = Pod::new();
     // Nobody is there yet.
     let refused = pod.wait(&pod.net, "100ms").finish(SOON * 3).code(69);
     assert!(refused.stderr.contains("there is no socket /run/retryscope/main/api.sock"), "{refused}");
@@ -236,7 +261,7 @@ fn beside_an_application_that_shares_its_processes() {
 /// the process, but its cgroup.
 #[test]
 fn beside_an_application_with_processes_of_its_own() {
-    let (_held, pod) = (hold(), Pod::new());
+    let pod = Pod::new();
     pod.start(&[]);
     pod.wait(&pod.net, "60s").finish(SOON * 6).ok();
     let file = deploy("container/trust.env");
@@ -266,7 +291,7 @@ fn beside_an_application_with_processes_of_its_own() {
 /// authority to whoever has read the certificate before.
 #[test]
 fn killed_and_started_again() {
-    let (_held, pod) = (hold(), Pod::new());
+    let pod = Pod::new();
     let certificate = || std::fs::read(pod.shared("trust/ca.pem")).expect("the certificate");
     pod.start(&[]);
     pod.wait(&pod.net, "60s").finish(SOON * 6).ok();
