@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use crate::{
-    control::{self, About, Controlled},
+    control::{self, About, Controlled, Shown},
     flow::{Capture, Clock, Moment},
     history::History,
     process::{
@@ -36,7 +36,9 @@ use crate::{
         launch::NONCE,
         warden::{Post, Warden},
     },
-    proxy::{self, Account, Answered, Answers, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    proxy::{
+        self, Account, Answered, Answers, Beacon, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes,
+    },
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
@@ -118,6 +120,9 @@ pub struct Settings {
     /// It begins with connections going direct: the redirect is bypassed
     /// already.
     pub bypassed: bool,
+    /// Every process that could ask is redirected: what is answered at an
+    /// address that shows it.
+    pub beacon: Option<[u8; NONCE]>,
 }
 
 /// What outlives an instance, for the next.
@@ -297,7 +302,9 @@ impl Instance {
             answers: settings.answers,
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
+            beacon: settings.beacon.map(|nonce| Beacon::new(probed_port(&ports), nonce)),
         });
+        let shown = proxy.beacon.as_ref().map(|beacon| Shown { address: beacon.address, nonce: beacon.nonce });
         let events = settings.events.map(|file| {
             let account = &proxy.account;
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
@@ -330,9 +337,12 @@ impl Instance {
                 command: settings.command,
                 targets: Vec::new(),
                 bypassed: None,
+                ready: false,
+                beacon: shown,
             },
             ports: ports.clone(),
             host: settings.host,
+            ready: watch::Sender::new(false),
         });
         let bound = match settings.control {
             Some((listener, access)) => UnixListener::from_std(listener).map(|listener| (listener, access)),
@@ -382,8 +392,8 @@ impl Instance {
     /// Addresses for a self-test, one per listener: loopback addresses that
     /// hardly anybody serves.
     pub fn probes(&self) -> Vec<SocketAddr> {
-        let port = self.ports.first().copied().unwrap_or(443);
-        let mut probes = vec![SocketAddr::from((Ipv4Addr::new(127, 255, 255, 254), port))];
+        let port = probed_port(&self.ports);
+        let mut probes = vec![SocketAddr::from((redirect::BEACON, port))];
         if matches!(&self.listeners, Some((_, Some(_)))) {
             probes.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
         }
@@ -462,6 +472,17 @@ impl Instance {
         tokio::time::timeout(patience, both).await.unwrap_or(false)
     }
 
+    /// What the kernel side has counted since [`serve`](Self::serve), without
+    /// what this process has done itself, or others to see that it lives.
+    fn without_own(&self, heartbeats: u64) -> redirect::Counters {
+        let mut counters = self.redirect.counters().since(&self.before);
+        let asked = self.proxy.beacon.as_ref().map_or(0, Beacon::answered);
+        counters.unmatched = counters.unmatched.saturating_sub(heartbeats);
+        counters.redirected = counters.redirected.saturating_sub(asked);
+        counters.handed_over = counters.handed_over.saturating_sub(asked);
+        counters
+    }
+
     /// Begins to answer.
     pub fn serve(&mut self) {
         if let (Some((v4, v6)), Some(doors)) = (self.listeners.take(), self.doors.1.take()) {
@@ -469,6 +490,7 @@ impl Instance {
             let proxy = Arc::clone(&self.proxy);
             self.pulse = Some(tokio::spawn(pulse(Arc::clone(&proxy), Arc::clone(&self.redirect), &v4, v6.as_ref())));
             self.serving = Some(tokio::spawn(proxy.serve(v4, v6, doors, self.drain.subscribe(), self.cut.subscribe())));
+            self.controlled.ready.send_replace(true);
         }
     }
 
@@ -480,13 +502,15 @@ impl Instance {
         self.looking = Some(tokio::spawn(async move {
             let mut seen = redirect.counters().direct_other_netns;
             let mut looked = Instant::now();
+            let moving = matches!(target, Target::Several(_));
             let mut tick = tokio::time::interval(GLANCE);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
                 let direct = redirect.counters().direct_other_netns;
-                // Somebody could not come here; or nobody may be left there.
-                if direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
+                // Somebody could not come here; or nobody may be left there; or
+                // the target may have more processes in other places.
+                if moving || direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
                     (seen, looked) = (direct, Instant::now());
                     look(&redirect, &target, &doors).await;
                 }
@@ -544,7 +568,7 @@ impl Instance {
             ended: account.clock.wall(now),
             rules: account.rules.list().into_iter().chain(account.rules.retired()).collect(),
             guard: account.rules.state(),
-            redirect: without(self.redirect.counters().since(&self.before), heartbeats),
+            redirect: self.without_own(heartbeats),
             way: self.redirect.way().clone(),
             proxy: self.proxy.counters.read().without(heartbeats),
             events,
@@ -610,10 +634,9 @@ async fn joined<T: Send + 'static>(thread: Option<std::thread::JoinHandle<T>>) -
     tokio::task::spawn_blocking(|| thread.join().ok()).await.ok().flatten()
 }
 
-/// Our own connections to the listener are no strays.
-fn without(mut counters: redirect::Counters, heartbeats: u64) -> redirect::Counters {
-    counters.unmatched = counters.unmatched.saturating_sub(heartbeats);
-    counters
+/// Of the watched ports, the one that is tried.
+fn probed_port(ports: &[u16]) -> u16 {
+    ports.first().copied().unwrap_or(443)
 }
 
 fn nanos(time: Duration) -> u64 {

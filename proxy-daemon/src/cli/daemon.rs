@@ -222,6 +222,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         control: Some((control, access)),
         earlier,
         bypassed,
+        beacon: None,
     };
     let runtime = runtime()?;
     let code = runtime.block_on(async {
@@ -244,7 +245,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 /// Makes the folder, for one daemon of a name at a time: held as long as it
 /// runs. Whoever cleans up after the last one may still be at it, and holds the
 /// same lock meanwhile.
-fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
+pub(super) fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
     let path = folder.join(control::PID);
     let failed = |error: std::io::Error| Failure::new(73, format!("cannot write {} ({error})", path.display()));
     let deadline = Instant::now() + CLEANING;

@@ -28,9 +28,11 @@ mod rules;
 mod run;
 mod save;
 mod scene;
+mod sidecar;
 mod signals;
 mod top;
 mod user;
+mod wait;
 
 use std::{
     ffi::OsString,
@@ -71,6 +73,13 @@ enum Command {
     /// Only connections made from now on are seen. The target has to trust the
     /// authority of `retryscope ca init`.
     Attach(attach::Args),
+    /// Watch everything in this network namespace, as a container beside an application's
+    ///
+    /// It makes an authority, and puts what an application needs to trust it
+    /// into a folder that both share. deploy/container tells more.
+    Sidecar(sidecar::Args),
+    /// Return once a daemon or sidecar is ready, or fail after a time
+    Wait(wait::Args),
     /// Do the same for months, from a configuration file
     ///
     /// What serves connections gives up every privilege once it has started.
@@ -147,6 +156,7 @@ macro_rules! failure_from {
 
 failure_from!(
     crate::daemon::StartError,
+    crate::pods::ApiError,
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
     crate::redirect::find::FindError,
@@ -199,6 +209,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Attach(args) => attach::run(&args),
+        Command::Sidecar(args) => sidecar::run(&args),
+        Command::Wait(args) => wait::run(&args),
         Command::Daemon(args) => daemon::run(args),
         Command::Reload(args) => reload::run(&args),
         Command::Bypass(args) => bypass::run(&args),

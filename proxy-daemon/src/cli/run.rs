@@ -233,6 +233,7 @@ impl Job {
                 control: None,
                 earlier: None,
                 bypassed: false,
+                beacon: None,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))
@@ -401,7 +402,7 @@ fn hosts_file(mappings: &[Mapping], known: &str) -> String {
     text
 }
 
-fn nonce() -> [u8; NONCE] {
+pub(super) fn nonce() -> [u8; NONCE] {
     use std::hash::BuildHasher;
     let word = || std::hash::RandomState::new().hash_one(0).to_le_bytes();
     let mut nonce = [0; NONCE];

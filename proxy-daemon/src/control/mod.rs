@@ -15,6 +15,7 @@ mod watch;
 
 use std::{
     fmt, fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, FollowingHeld, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, at, find, named, socket};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
     Over, Released, Skipped, Verdict, Withdrawn,
@@ -35,7 +36,7 @@ pub use watch::{Following, Told, Wanted};
 use crate::{
     flow::Moment,
     history::History,
-    process::confine,
+    process::{confine, launch::NONCE},
     proxy::{Account, Gate, Proxy},
     report::{
         self, Meta, Report, differences,
@@ -68,6 +69,12 @@ pub struct About {
     /// Present where new connections go direct.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bypassed: Option<Bypassed>,
+    /// Connections are redirected, and served.
+    #[serde(default)]
+    pub ready: bool,
+    /// Where everybody can see that their connections are redirected.
+    #[serde(default)]
+    pub beacon: Option<Shown>,
 }
 
 /// Of an instance that is bypassed.
@@ -89,6 +96,17 @@ pub struct BypassWish {
     /// Also after a restart.
     #[serde(default)]
     pub keep: bool,
+}
+
+/// What tells whoever connects to an address that its connections are
+/// redirected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Shown {
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// What is answered there, byte by byte.
+    #[schema(value_type = Vec<u8>)]
+    pub nonce: [u8; NONCE],
 }
 
 /// What a daemon adds.
@@ -253,6 +271,8 @@ pub struct Controlled {
     pub about: About,
     pub ports: Vec<u16>,
     pub host: Option<Arc<dyn Host>>,
+    /// Turns true when connections are served.
+    pub ready: tokio::sync::watch::Sender<bool>,
 }
 
 /// Why a reload changed nothing.
@@ -304,7 +324,7 @@ impl Controlled {
             since: humantime::format_rfc3339_seconds(self.account.clock.wall(since)).to_string(),
             kept: self.host.as_ref().is_some_and(|host| host.keeps_bypass()),
         });
-        About { targets, bypassed, ..self.about.clone() }
+        About { targets, bypassed, ready: *self.ready.borrow(), ..self.about.clone() }
     }
 
     /// Does what is wished, or nothing of it.

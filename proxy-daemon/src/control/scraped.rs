@@ -27,7 +27,7 @@ pub struct MetricsServer(JoinHandle<()>);
 
 impl MetricsServer {
     pub fn start(listener: TcpListener, controlled: Arc<Controlled>) -> Self {
-        let scraped = Arc::new(Scraped { controlled, metrics: Mutex::default() });
+        let scraped = Arc::new(Scraped { controlled, metrics: Mutex::new(Metrics::here()) });
         let router = Router::new().route("/metrics", get(scrape)).with_state(scraped);
         Self(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {

@@ -165,6 +165,14 @@ impl Engines {
     }
 }
 
+/// Namespace, pod and container, where the name of a container is the
+/// kubelet's.
+pub fn in_pod(name: &str) -> Option<[&str; 3]> {
+    let mut parts = name.split('/');
+    let found = [parts.next()?, parts.next()?, parts.next()?];
+    (parts.next().is_none() && found.iter().all(|part| !part.is_empty())).then_some(found)
+}
+
 /// Names that were asked for before.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -275,6 +283,8 @@ mod tests {
             assert_eq!(engines.name(id, None).as_deref(), Some(name));
         }
         assert_eq!(engines.name(&id("9"), None), None);
+        assert_eq!(in_pod("shop/web-1/app"), Some(["shop", "web-1", "app"]));
+        assert_eq!(["web", "a/b", "a//b", "a/b/c/d"].map(in_pod), [None; 4]);
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         tracing::debug!("closed a connection that no redirect explains");
         return failure::reset_on_close(&client);
     };
+    if let Some(beacon) = proxy.beacon.as_ref().filter(|beacon| beacon.address == redirected.origin) {
+        return beacon.answer(client).await;
+    }
     // Only a socket that is gone already refuses.
     let _ = client.set_nodelay(true);
     let process = proxy.processes.of(&redirected.owner);

@@ -7,6 +7,7 @@
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
 mod answers;
+mod beacon;
 mod bypass;
 mod capacity;
 mod connection;
@@ -41,6 +42,7 @@ use tokio::{
 };
 
 pub use answers::{Answered, Answers};
+pub use beacon::Beacon;
 pub use bypass::Bypass;
 pub use capacity::{BELIEF, Capacity, Load, PULSE};
 use doors::Doors;
@@ -78,6 +80,8 @@ pub struct Proxy {
     pub counters: Counters,
     pub capacity: Capacity,
     pub bypass: Arc<Bypass>,
+    /// Where everybody's connections are redirected, what shows it.
+    pub beacon: Option<Beacon>,
 }
 
 #[derive(Debug, Default)]

@@ -27,6 +27,7 @@ mod network;
 mod pattern;
 mod probe;
 mod remembered;
+mod several;
 mod tally;
 mod tproxy;
 mod tree;
@@ -38,7 +39,7 @@ pub mod find;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
@@ -62,9 +63,14 @@ pub use listen::{Listeners, queue};
 pub use network::{Door, Network, Pending};
 pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
+pub use several::{Places, Several};
 pub use tally::Counters;
 pub use tproxy::sweep;
 pub use ways::{Choice, Reach, Redirection, Wanted, Way};
+
+/// A loopback address that hardly anybody serves: connections to it tell whether
+/// redirection works, and are nobody's else.
+pub const BEACON: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +80,8 @@ pub enum Target {
     /// A process, its children as of now, and all they start from now on, as
     /// long as they stay in its cgroup; nothing else in that cgroup.
     Process { pid: u32 },
+    /// Every process in cgroups that come and go, attached by [`Several`].
+    Several(Places),
 }
 
 #[derive(Clone, Debug)]
@@ -155,6 +163,7 @@ impl Redirect {
         let target = match &options.target {
             Target::Cgroup(path) => path.clone(),
             Target::Process { pid } => cgroup::of_process(*pid)?,
+            Target::Several(_) => return Err(RedirectError::NeedsEbpf),
         };
         load::open(&target)?;
         let by_process = matches!(options.target, Target::Process { .. });
@@ -180,9 +189,15 @@ impl Redirect {
         places.insert(1, attachment);
         let redirect = Self::new(attacher.maps()?, options.fail)?;
         redirect.attached().places = places;
-        let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
-        redirect.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        redirect.own_ports(&listeners)?;
         Ok((redirect, listeners))
+    }
+
+    /// No listener elsewhere may have the ports of these.
+    fn own_ports(&self, listeners: &Listeners) -> Result<(), RedirectError> {
+        let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
+        self.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        Ok(())
     }
 
     /// With the maps of a kernel side that was loaded elsewhere, and nothing

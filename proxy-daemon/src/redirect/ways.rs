@@ -126,7 +126,7 @@ impl Redirection {
         }
         let reach = match &wanted.reach {
             Reach::Target(Target::Cgroup(path)) => tproxy::Reach::Cgroup(path),
-            Reach::Target(Target::Process { .. }) => return Err(RedirectError::NeedsEbpf),
+            Reach::Target(Target::Process { .. } | Target::Several(_)) => return Err(RedirectError::NeedsEbpf),
             Reach::Namespace => tproxy::Reach::Namespace,
             Reach::Ingress(interfaces) => tproxy::Reach::Ingress(interfaces),
         };

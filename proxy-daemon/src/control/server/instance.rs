@@ -17,6 +17,7 @@ use crate::{
 pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
     OpenApiRouter::new()
         .routes(routes!(instance))
+        .routes(routes!(ready))
         .routes(routes!(report))
         .routes(routes!(reload))
         .routes(routes!(bypass))
@@ -27,6 +28,15 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
 /// Which instance this is.
 #[utoipa::path(get, path = "/v1/instance", responses((status = 200, body = About), Wrong))]
 async fn instance(State(it): Shared) -> Json<About> {
+    Json(it.about())
+}
+
+/// Which instance this is, once connections are redirected and served. Whoever
+/// asks says how long that may take.
+#[utoipa::path(get, path = "/v1/ready", responses((status = 200, body = About), Wrong))]
+async fn ready(State(it): Shared) -> Json<About> {
+    // The sender lives as long as this does.
+    let _ = it.ready.subscribe().wait_for(|ready| *ready).await;
     Json(it.about())
 }
 
