@@ -10,7 +10,6 @@ mod ca;
 mod config;
 mod daemon;
 mod doctor;
-mod edit;
 mod export;
 mod flows;
 mod held;
@@ -29,6 +28,7 @@ mod run;
 mod save;
 mod scene;
 mod signals;
+mod top;
 mod user;
 
 use std::{
@@ -90,6 +90,8 @@ enum Command {
     Replay(replay::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
+    /// Watch a running instance: processes, calls, what is held, rules
+    Top(top::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Have attempts wait for you, at their request or their response
@@ -143,7 +145,8 @@ failure_from!(
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
     crate::redirect::find::FindError,
-    crate::tls::TlsError
+    crate::tls::TlsError,
+    crate::view::ViewError
 );
 
 /// The runtime of an instance. The data path is light; more threads than
@@ -197,6 +200,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Intercept(args) => intercept::run(args),
         Command::Held(args) => held::list(&args),

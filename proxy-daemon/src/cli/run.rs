@@ -277,7 +277,7 @@ impl Job {
         };
         tracing::debug!("the command was started, or refused");
         if refusal.is_none() && std::io::stderr().is_terminal() {
-            let line = ["flows".to_owned(), "--follow".into(), "--instance".into(), std::process::id().to_string()];
+            let line = ["top".to_owned(), "--instance".into(), std::process::id().to_string()];
             say(&format!("to watch it from a second terminal: {}", sudo_line(&line)));
         }
         if let Some(Refusal { message, code }) = refusal {
