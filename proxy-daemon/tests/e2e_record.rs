@@ -524,7 +524,7 @@ fn answers_come_from_a_recording() {
          g --http1.1 https://{NAME}/broken; g --http1.1 https://{NAME}/empty/204; true"
     );
     let recorded = save(Run::new().to(NAME, upstream.address, &ca), &file)
-        .rule("~u /hello => 503 times 1")
+        .rule("~u /hello => 503 times 1 per rule")
         .rule("~u /broken => reset")
         .option("--save-bodies=1m");
     let before = recorded.go(["/bin/sh", "-c", &script]).ok();
