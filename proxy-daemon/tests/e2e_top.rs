@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    NAME, Run, SOON, TestCa, Upstream, Wire, clients,
+    NAME, Run, SOON, TestCa, Upstream, Wire, alive, clients,
     process::descendants,
     run::{RunningRun, retryscope},
     servers::{AWS, Moto},
@@ -177,7 +177,9 @@ fn the_talk() {
     assert_eq!(screen.matches(" +").count(), 2, "two waits: {screen}");
     pane.key("Enter");
     let screen = pane.shows("1 of 5 of call");
-    assert!(screen.contains("200→429 (throttled)") && screen.contains("REDACTED"), "{screen}");
+    assert!(screen.contains("200→429 (throttled)") && screen.contains("by hand"), "{screen}");
+    pane.key("PageDown");
+    let screen = pane.shows("Authorization: AWS4-HMAC-SHA256 REDACTED");
     assert!(!screen.contains("Credential="), "{screen}");
 
     // Its process.
@@ -269,7 +271,9 @@ fn sizes_and_the_mouse() {
     until_screen(&pane, "a small screen", |screen| !screen.contains("BACKOFF") && screen.contains("q quit"));
     tmux.resize(90, 30);
     // The tab is clicked, then a row, then once more.
-    let screen = until_screen(&pane, "the size is taken", |screen| screen.lines().count() >= 28);
+    let screen = until_screen(&pane, "the size is taken", |screen| {
+        rows(screen).get(29).is_some_and(|row| row.contains("q quit"))
+    });
     let tabs = row_of(&screen, "2 Calls");
     let at = rows(&screen)[tabs - 1].find("Calls").expect("there");
     pane.clicks(at + 1, tabs);
@@ -335,6 +339,12 @@ fn the_terminal_is_given_back() {
     pane.shows("1 Processes");
     pane.key("q");
     given_back(&pane, &before);
+    // Where the terminal itself goes away, it goes as well.
+    pane.types(&format!("retryscope top --instance {}", started.pid));
+    pane.shows("1 Processes");
+    let pid = program(&pane);
+    drop(tmux);
+    until("it ends with its terminal", SOON, || (!alive(pid)).then_some(()));
     started.close_stdin();
     started.finish().ok();
 }

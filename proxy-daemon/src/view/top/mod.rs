@@ -34,7 +34,7 @@ use tokio::{
 
 use self::{
     draw::{Drawn, Hit},
-    model::{Answer, CALLS, Effect, Model, Question, Trouble},
+    model::{Answer, Effect, Model, Question, Trouble},
     terminal::{Input, Screen},
 };
 use super::{ViewError, edit, words};
@@ -272,8 +272,8 @@ async fn asked(client: &Client, question: &Question) -> Result<Answer, ClientErr
         Question::Counts(filter) => {
             Answer::Counts(filter.clone(), client.timeline(&model::parts(), Some(filter)).await?)
         }
-        Question::Calls(filter) => {
-            let wanted = Wanted { filter: filter.as_deref(), limit: Some(CALLS), ..Wanted::default() };
+        Question::Calls(filter, limit) => {
+            let wanted = Wanted { filter: filter.as_deref(), limit: Some(*limit), ..Wanted::default() };
             Answer::Calls(filter.clone(), client.calls(&wanted).await?)
         }
         Question::Attempt(id) => Answer::Attempt(Box::new(client.attempt(*id).await?)),

@@ -19,6 +19,10 @@ use crossterm::{
     execute,
     terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use ratatui::{Frame, Terminal, backend::CrosstermBackend};
 use tokio::io::unix::AsyncFd;
 
@@ -84,6 +88,8 @@ impl Screen {
 
     /// Takes it again, and draws all of it anew.
     pub(super) fn again(&mut self) -> io::Result<()> {
+        // Whoever had it in between may have left it in any state.
+        give_back();
         take()?;
         self.0.clear()
     }
@@ -95,6 +101,9 @@ impl Drop for Screen {
     }
 }
 
+/// How long an end may take once the terminal is gone.
+const GONE: Duration = Duration::from_secs(2);
+
 /// Keys and the mouse, as they come. Read here and by no thread of its own, so
 /// that an editor has the terminal to itself.
 #[derive(Debug)]
@@ -104,6 +113,15 @@ impl Input {
     /// To be called within the runtime.
     pub(super) fn new() -> io::Result<Self> {
         let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+        let watched = stdin.try_clone()?;
+        // crossterm reads a terminal that is gone for ever, and nothing else
+        // of this thread has its turn then. So another one sees to the end.
+        std::thread::Builder::new().name("hang-up".into()).spawn(move || {
+            if is_gone(&watched, PollTimeout::NONE) {
+                std::thread::sleep(GONE);
+                std::process::exit(0);
+            }
+        })?;
         Ok(Self(process::readable(stdin)?))
     }
 
@@ -114,7 +132,13 @@ impl Input {
             // Cleared first: what comes from here on makes it ready again.
             ready.clear_ready();
             let mut events = Vec::new();
-            while event::poll(Duration::ZERO)? {
+            loop {
+                if is_gone(self.0.get_ref(), PollTimeout::ZERO) {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                if !event::poll(Duration::ZERO)? {
+                    break;
+                }
                 events.push(event::read()?);
             }
             if !events.is_empty() {
@@ -122,4 +146,12 @@ impl Input {
             }
         }
     }
+}
+
+/// Whether nobody is at the terminal any more, or comes to be gone in time.
+fn is_gone(terminal: &OwnedFd, patience: PollTimeout) -> bool {
+    let mut polled = [PollFd::new(terminal.as_fd(), PollFlags::empty())];
+    while let Err(Errno::EINTR) = poll(&mut polled, patience) {}
+    let flags = polled[0].revents().unwrap_or(PollFlags::empty());
+    flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL)
 }

@@ -225,7 +225,7 @@ fn every_view(look: impl Fn(&mut Model, &str)) {
     look(&mut it, "operations");
     press(&mut it, KeyCode::Enter);
     let filter = it.wants().into_iter().find_map(|question| match question {
-        Question::Calls(filter) => Some(filter),
+        Question::Calls(filter, _) => Some(filter),
         _ => None,
     });
     let filter = filter.expect("calls are asked for");
@@ -490,7 +490,7 @@ fn a_filter_is_typed_completed_and_marked_where_it_is_wrong() {
     types(&mut it, "~retry");
     press(&mut it, KeyCode::Enter);
     assert_eq!(it.filter.as_deref(), Some("~svc s3 & ~retry"));
-    assert!(it.wants().contains(&Question::Calls(Some("(~svc s3 & ~retry)".into()))));
+    assert!(it.wants().contains(&Question::Calls(Some("(~svc s3 & ~retry)".into()), 50)));
     says(&it, (80, 24), &["filter: ~svc s3 & ~retry"]);
     press(&mut it, KeyCode::Char('1'));
     assert!(it.wants().contains(&Question::Counts("~svc s3 & ~retry".into())));
