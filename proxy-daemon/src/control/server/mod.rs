@@ -1,0 +1,81 @@
+//! The API's server: the socket, and the routes of each idea in a file of its
+//! own, which [`Server::start`] puts together.
+mod instance;
+mod rules;
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+    middleware,
+    response::{IntoResponse, Response},
+};
+use tokio::{net::UnixListener, task::JoinHandle};
+
+use super::{
+    Access, Controlled, FOLDER, Refused, SOCKET,
+    access::{Peer, authorise},
+};
+
+/// The longest request, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Opens the socket below an instance's folder, where only root gets in.
+pub fn bind(folder: &Path) -> io::Result<UnixListener> {
+    let folder = folder.join(FOLDER);
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    UnixListener::bind(folder.join(SOCKET))
+}
+
+/// Opens a daemon's socket: whoever may connect is told apart there.
+pub fn bind_at(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The API being served; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Server(JoinHandle<()>);
+
+impl Server {
+    pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
+        let router = Router::new()
+            .merge(instance::routes())
+            .merge(rules::routes())
+            .layer(middleware::from_fn_with_state(access, authorise))
+            .layer(DefaultBodyLimit::max(MAX_REQUEST))
+            .with_state(controlled);
+        Self(tokio::spawn(async move {
+            let service = router.into_make_service_with_connect_info::<Peer>();
+            if let Err(error) = axum::serve(listener, service).await {
+                tracing::warn!(%error, "the control socket is no longer served");
+            }
+        }))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What every handler works on.
+type Shared = State<Arc<Controlled>>;
+
+pub(in crate::control) fn refused(status: StatusCode, error: &impl ToString) -> Response {
+    (status, Json(Refused { error: error.to_string() })).into_response()
+}
