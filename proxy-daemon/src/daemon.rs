@@ -42,6 +42,7 @@ use crate::{
     retry::{Folded, Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
+    view::page::{self, Page},
 };
 
 /// How many living processes' ends are waited for; one file descriptor each.
@@ -90,6 +91,8 @@ pub struct Settings {
     pub timeline: bool,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
+    /// Where the page is served.
+    pub page: Option<page::Opened>,
     pub authority: Arc<Authority>,
     /// What a daemon adds to the local API.
     pub host: Option<Arc<dyn control::Host>>,
@@ -200,6 +203,7 @@ pub struct Instance {
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
     metrics: Option<control::MetricsServer>,
+    page: Option<Page>,
     statsd: Option<std::thread::JoinHandle<()>>,
     otlp: Option<Otlp>,
     drain: watch::Sender<bool>,
@@ -245,6 +249,7 @@ impl Instance {
             findings: crate::proxy::Findings::default(),
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
+            page: settings.page.as_ref().map(page::Opened::address),
         });
         let events = settings.events.map(|file| {
             let account = &proxy.account;
@@ -268,6 +273,7 @@ impl Instance {
             },
             ports: ports.clone(),
             host: settings.host,
+            page: settings.page.as_ref().map(page::Opened::url),
         });
         let bound = match settings.control {
             Some((listener, access)) => UnixListener::from_std(listener).map(|listener| (listener, access)),
@@ -282,6 +288,8 @@ impl Instance {
         };
         let metrics = settings.metrics.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
         let metrics = metrics.map(|listener| control::MetricsServer::start(listener, Arc::clone(&controlled)));
+        let page = settings.page.map(|opened| Page::start(opened, &controlled)).transpose();
+        let page = page.map_err(StartError::Listen)?;
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
@@ -304,6 +312,7 @@ impl Instance {
             controlled,
             control,
             metrics,
+            page,
             statsd,
             otlp,
             drain: watch::Sender::new(false),
@@ -428,7 +437,7 @@ impl Instance {
         for task in [self.pulse.take(), self.looking.take()].into_iter().flatten() {
             task.abort();
         }
-        drop((self.control.take(), self.metrics.take()));
+        drop((self.control.take(), self.metrics.take(), self.page.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {

@@ -1,7 +1,7 @@
 //! retryscope: how often a process retries, and what the waiting costs it.
 //!
 //! The rooms, top to bottom; each may use those below it, never those above:
-//! `cli`, `daemon`, `config`, `control`, `report`, `proxy`, `retry`, `rules`, `flow`,
+//! `cli`, `daemon`, `config`, `view`, `control`, `report`, `proxy`, `retry`, `rules`, `flow`,
 //! `keeper`, `redirect`, `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod cli;
 pub mod config;
@@ -16,3 +16,4 @@ pub mod report;
 pub mod retry;
 pub mod rules;
 pub mod tls;
+pub mod view;

@@ -12,6 +12,7 @@ use super::{
     Failure, ca, log_to_stderr,
     options::{Fail, Options, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
+    page,
     run::{require_root, say},
     runtime,
     scene::Scene,
@@ -127,6 +128,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let begun_in = place_id();
     let scene = if by_tproxy { Scene::without_cgroups()? } else { Scene::set(wanted.choice != Choice::Ebpf)? };
     process::raise_file_limit();
+    if let Some(page) = &checked.page {
+        page::tell(page);
+    }
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
@@ -144,6 +148,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         events,
         timeline: args.options.wants_timeline(),
         metrics: checked.metrics,
+        page: checked.page,
         statsd: checked.statsd,
         otlp: checked.otlp,
         authority: Arc::new(authority),

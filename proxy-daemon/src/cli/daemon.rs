@@ -36,6 +36,7 @@ use crate::{
     },
     redirect,
     tls::Authority,
+    view::page,
 };
 
 mod host;
@@ -138,6 +139,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
                 .map_err(|error| Failure::new(69, format!("cannot serve metrics at {address} ({error})")))
         })
         .transpose()?;
+    let page = prepared.page.map(super::page::open).transpose()?;
     let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
     let socket = folder.join(control::SOCKET);
     let control = control::bind_at(&socket)
@@ -193,6 +195,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         events,
         timeline: false,
         metrics,
+        page,
         statsd,
         otlp,
         authority: Arc::new(authority),
@@ -201,8 +204,15 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         earlier,
     };
     let runtime = runtime()?;
+    let place_of_page = settings.page.as_ref().map(page::Opened::place);
+    if let Some(warning) = settings.page.as_ref().and_then(page::Opened::warning) {
+        tracing::warn!("{warning}");
+    }
     let code = runtime.block_on(async {
         let mut instance = Instance::start(settings, (redirect, listeners))?;
+        if let Some(place) = place_of_page {
+            tracing::info!("the page is at {place}; `retryscope page` prints its address with its token");
+        }
         host.knows(Arc::clone(instance.proxy()));
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;

@@ -14,6 +14,7 @@ mod log;
 mod options;
 mod otlp;
 mod output;
+mod page;
 mod place;
 mod reload;
 mod report;
@@ -74,6 +75,8 @@ enum Command {
     Ca(ca::Args),
     /// Show the report of a running instance, or of a file; compare two
     Report(report::Args),
+    /// Print the address of a running instance's page, with the token that lets a browser in
+    Page(page::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Tell whether this machine has what is needed, and what to do if not
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

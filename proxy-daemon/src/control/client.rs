@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 use crate::report::Report;
 
 use super::{
-    About, Added, Changed, DAEMONS, FOLDER, NewRule, PID, Privileges, Refused, Reloaded, RulesView, SOCKET, Switch,
+    About, Added, Changed, DAEMONS, FOLDER, NewRule, PID, PageAddress, Privileges, Refused, Reloaded, RulesView,
+    SOCKET, Switch,
 };
 
 /// An instance that answers does so at once.
@@ -157,6 +158,11 @@ impl Client {
 
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.call_for(RELOAD_PATIENCE, Method::POST, "/v1/reload", None::<&()>).await
+    }
+
+    /// Where the page is, with its token.
+    pub async fn page(&self) -> Result<PageAddress, ClientError> {
+        self.call(Method::POST, "/v1/page", None::<&()>).await
     }
 
     pub async fn privileges(&self) -> Result<Privileges, ClientError> {

@@ -14,6 +14,8 @@
 //! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
 //! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
 //! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
+//! | `GET /v1/overview` | the report so far, with what it says of each process |
+//! | `POST /v1/page` | where the page is, with its token; for whoever may change things |
 //! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
 mod access;
 mod client;
@@ -31,13 +33,13 @@ use serde::{Deserialize, Serialize};
 pub use access::Access;
 pub use client::{Client, ClientError, all, find, named};
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind, bind_at};
+pub use server::{Server, bind, bind_at, refused, routes};
 
 use crate::{
     flow::Moment,
     process::confine,
     proxy::{Account, Gate},
-    report::{self, Meta, Report, differences},
+    report::{self, Meta, Report, Said, differences},
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
 
@@ -148,6 +150,37 @@ impl RuleView {
     }
 }
 
+/// The report so far, and what it says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Overview {
+    pub report: Report,
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+/// Where the page is.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct PageAddress {
+    /// With the token.
+    pub url: String,
+}
+
+/// A text that lets somebody in, and so is no log's.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl fmt::Debug for PageAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PageAddress")
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct NewRule {
     rule: String,
@@ -185,6 +218,8 @@ pub struct Controlled {
     pub about: About,
     pub ports: Vec<u16>,
     pub host: Option<Arc<dyn Host>>,
+    /// The page's address with its token.
+    pub page: Option<Secret>,
 }
 
 /// Why a reload changed nothing.
@@ -271,6 +306,11 @@ impl Controlled {
                 notes,
             },
         )
+    }
+
+    fn overview(&self) -> Overview {
+        let report = self.report();
+        Overview { said: Said::of(&report), report }
     }
 
     fn rules(&self) -> RulesView {

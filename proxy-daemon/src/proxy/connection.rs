@@ -71,6 +71,11 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         tracing::debug!("closed a connection that no redirect explains");
         return failure::reset_on_close(&client);
     };
+    // It would come from us, and not from whoever it is.
+    if proxy.leads_to_page(redirected.origin) {
+        tracing::debug!("closed a connection that was on its way to the page");
+        return failure::reset_on_close(&client);
+    }
     // Only a socket that is gone already refuses.
     let _ = client.set_nodelay(true);
     let process = proxy.processes.of(&redirected.owner);

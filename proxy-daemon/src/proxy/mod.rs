@@ -22,6 +22,7 @@ mod tunnel;
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -69,6 +70,8 @@ pub struct Proxy {
     pub findings: Findings,
     pub counters: Counters,
     pub capacity: Capacity,
+    /// Where the page is served, which is not to be had by way of us.
+    pub page: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +144,14 @@ impl Proxy {
             }
         }
         connections.shutdown().await;
+    }
+
+    /// Whether a connection was on its way to our own page.
+    fn leads_to_page(&self, origin: SocketAddr) -> bool {
+        self.page.is_some_and(|page| {
+            let ip = page.ip().to_canonical();
+            page.port() == origin.port() && (ip.is_unspecified() || ip == origin.ip().to_canonical())
+        })
     }
 
     async fn spawn(

@@ -16,6 +16,7 @@ pub(super) fn routes() -> Router<Arc<Controlled>> {
     Router::new()
         .route("/v1/instance", get(instance))
         .route("/v1/report", get(report))
+        .route("/v1/overview", get(overview))
         .route("/v1/reload", post(reload))
         .route("/v1/privileges", get(privileges))
 }
@@ -26,6 +27,10 @@ async fn instance(State(it): Shared) -> Response {
 
 async fn report(State(it): Shared) -> Response {
     Json(it.report()).into_response()
+}
+
+async fn overview(State(it): Shared) -> Response {
+    Json(it.overview()).into_response()
 }
 
 async fn reload(State(it): Shared) -> Response {

@@ -1,6 +1,7 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
 mod instance;
+mod page;
 mod rules;
 
 use std::{
@@ -52,12 +53,9 @@ pub struct Server(JoinHandle<()>);
 
 impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
-        let router = Router::new()
-            .merge(instance::routes())
-            .merge(rules::routes())
-            .layer(middleware::from_fn_with_state(access, authorise))
-            .layer(DefaultBodyLimit::max(MAX_REQUEST))
-            .with_state(controlled);
+        let router = routes(&controlled)
+            .merge(page::routes().with_state(controlled))
+            .layer(middleware::from_fn_with_state(access, authorise));
         Self(tokio::spawn(async move {
             let service = router.into_make_service_with_connect_info::<Peer>();
             if let Err(error) = axum::serve(listener, service).await {
@@ -65,6 +63,15 @@ impl Server {
             }
         }))
     }
+}
+
+/// What every way to the API leads to. Whoever serves it says who may ask.
+pub fn routes(controlled: &Arc<Controlled>) -> Router {
+    Router::new()
+        .merge(instance::routes())
+        .merge(rules::routes())
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(Arc::clone(controlled))
 }
 
 impl Drop for Server {
@@ -76,6 +83,7 @@ impl Drop for Server {
 /// What every handler works on.
 type Shared = State<Arc<Controlled>>;
 
-pub(in crate::control) fn refused(status: StatusCode, error: &impl ToString) -> Response {
+/// A refusal, in a sentence.
+pub fn refused(status: StatusCode, error: &impl ToString) -> Response {
     (status, Json(Refused { error: error.to_string() })).into_response()
 }
