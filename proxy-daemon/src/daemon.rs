@@ -437,6 +437,8 @@ impl Instance {
         for task in [self.pulse.take(), self.looking.take()].into_iter().flatten() {
             task.abort();
         }
+        // What waits for a person goes on as it is.
+        self.proxy.account.holds.close();
         drop((self.control.take(), self.metrics.take(), self.page.take()));
         self.drain.send_replace(true);
         let mut hurried = false;

@@ -10,6 +10,9 @@ mod ca;
 mod config;
 mod daemon;
 mod doctor;
+mod edit;
+mod held;
+mod intercept;
 mod log;
 mod options;
 mod otlp;
@@ -79,6 +82,20 @@ enum Command {
     Page(page::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
+    /// Have attempts wait for you, at their request or their response
+    ///
+    /// Lists what comes to wait until it is interrupted; then, and after
+    /// --max-wait in any case, attempts go on untouched. The client waits
+    /// meanwhile, and may give up.
+    Intercept(intercept::Args),
+    /// List the attempts that wait
+    Held(held::List),
+    /// Let a held attempt go on, as it is or changed
+    Resume(held::Resume),
+    /// Break a held attempt off
+    Drop(held::BreakOff),
+    /// Answer a held request in the upstream's place
+    Answer(held::Answer),
     /// Tell whether this machine has what is needed, and what to do if not
     Doctor(doctor::Args),
 }
@@ -166,6 +183,11 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Page(args) => page::run(&args),
         Command::Rules(args) => rules::run(args),
+        Command::Intercept(args) => intercept::run(args),
+        Command::Held(args) => held::list(&args),
+        Command::Resume(args) => held::resume(args),
+        Command::Drop(args) => held::break_off(&args),
+        Command::Answer(args) => held::answer(args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

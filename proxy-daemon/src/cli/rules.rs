@@ -88,10 +88,10 @@ enum Action {
 }
 
 #[derive(Debug, clap::Args)]
-struct Instance {
+pub(super) struct Instance {
     /// The instance's pid, where several are running
     #[arg(long = "instance", value_name = "PID")]
-    pid: Option<u32>,
+    pub(super) pid: Option<u32>,
 }
 
 impl From<ClientError> for Failure {
@@ -141,7 +141,11 @@ fn count(rules: usize) -> String {
     if rules == 1 { "1 rule".into() } else { format!("{rules} rules") }
 }
 
-fn with<T>(instance: &Instance, ask: impl AsyncFnOnce(&Client) -> Result<T, ClientError>) -> Result<T, Failure> {
+/// Asks the instance that is meant.
+pub(super) fn with<T, E>(instance: &Instance, ask: impl AsyncFnOnce(&Client) -> Result<T, E>) -> Result<T, Failure>
+where
+    Failure: From<E>,
+{
     let client = control::find(instance.pid)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

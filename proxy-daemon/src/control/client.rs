@@ -1,4 +1,6 @@
 //! The API's client: what `retryscope rules …` speaks to a running instance.
+mod held;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -6,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use held::Following;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -196,6 +199,32 @@ impl Client {
         }
     }
 
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(&self.0).await.map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Permission,
+            _ => ClientError::Broken(error.to_string()),
+        })
+    }
+
+    /// An answer that comes bit by bit.
+    async fn stream(&self, path: &str) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
+        let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        // Ends with the answer, which has its other end.
+        tokio::spawn(connection);
+        let request = Request::builder().uri(path).header("host", "retryscope").body(Full::new(Bytes::new()));
+        let response = sender.send_request(request.map_err(|error| broken(&error))?).await;
+        let response = response.map_err(|error| broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let bytes = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
+        Err(refusal(status, &bytes))
+    }
+
     async fn exchange<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -203,10 +232,7 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
-        let stream = UnixStream::connect(&self.0).await.map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Permission,
-            _ => broken(&error),
-        })?;
+        let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let mut request = Request::builder().method(method).uri(path).header("host", "retryscope");
@@ -237,13 +263,18 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| broken(&error));
         }
-        let error = serde_json::from_slice::<Refused>(&bytes)
-            .map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |refused| refused.error);
-        Err(match status {
-            StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
-            StatusCode::FORBIDDEN => ClientError::Forbidden(error),
-            _ => ClientError::Refused(error),
-        })
+        Err(refusal(status, &bytes))
+    }
+}
+
+/// What an answer says that is none.
+fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
+    let error = serde_json::from_slice::<Refused>(bytes)
+        .map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), |refused| refused.error);
+    match status {
+        StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
+        StatusCode::FORBIDDEN => ClientError::Forbidden(error),
+        _ => ClientError::Refused(error),
     }
 }
 

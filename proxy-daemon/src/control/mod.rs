@@ -16,9 +16,16 @@
 //! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
 //! | `GET /v1/overview` | the report so far, with what it says of each process |
 //! | `POST /v1/page` | where the page is, with its token; for whoever may change things |
+//! | `GET /v1/intercepts` | what holds attempts |
+//! | `POST /v1/intercepts` `{"filter": "FILTER", "at": "response"}` | holds those that match, from the next on |
+//! | `DELETE /v1/intercepts/ID` | holds no more; what is held goes on untouched |
+//! | `GET /v1/held`, `GET /v1/held/ID` | attempts that are held; one in full |
+//! | `POST /v1/held/ID` `{"action": "resume", "status": 429}` | lets one go (`resume`, `answer`, `drop`) |
+//! | `GET /v1/held/follow` | the same as it happens: server-sent events |
 //! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
 mod access;
 mod client;
+mod held;
 mod scraped;
 mod server;
 
@@ -31,7 +38,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use access::Access;
-pub use client::{Client, ClientError, all, find, named};
+pub use client::{Client, ClientError, Following, all, find, named};
+pub use held::{
+    Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
+    Released, Verdict, Withdrawn,
+};
 pub use scraped::{MetricsServer, listen};
 pub use server::{Server, bind, bind_at, refused, routes};
 

@@ -178,6 +178,19 @@ pub struct Injected {
     pub rule: Arc<str>,
 }
 
+/// What people have done to an attempt by hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hand {
+    /// How often they have held it: at the request, at the response.
+    pub holds: u32,
+    /// For how long; a part of [`Attempt::held`].
+    pub time: Duration,
+    /// The upstream was asked something else than the client had sent.
+    pub asked: bool,
+    /// What the client was told is theirs, as [`Attempt::injected`] says.
+    pub told: bool,
+}
+
 /// The longest body that is kept for filters and merge patches, in bytes.
 pub const MAX_CONTENT: usize = 1 << 20;
 
@@ -265,8 +278,9 @@ pub struct Attempt {
     pub call_key: u64,
     /// Set where a rule changed what the client saw.
     pub injected: Option<Injected>,
-    /// How long rules have held it up.
+    /// How long rules and people have held it up, in all.
     pub held: Duration,
+    pub hand: Hand,
     /// What the client was told of its failure; empty until it has ended.
     pub complaint: Complaint,
     pub failure: Option<Failure>,
@@ -299,6 +313,7 @@ impl Attempt {
             call_key: 0,
             injected: None,
             held: Duration::ZERO,
+            hand: Hand::default(),
             complaint: Complaint::default(),
             failure: None,
             ended: None,

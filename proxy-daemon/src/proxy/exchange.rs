@@ -15,7 +15,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::Feed;
+use super::{
+    Feed,
+    holds::{self, Asked, BY_HAND, Decision, Edit, Hold, Holds},
+};
 
 use crate::{
     flow::{
@@ -48,13 +51,22 @@ pub struct Account {
     pub rules: Rules,
     /// Ended attempts, for whoever watches.
     pub feed: Feed,
+    /// Attempts that wait for a person.
+    pub holds: Arc<Holds>,
     ledger: Mutex<Ledger>,
     connections: AtomicU64,
 }
 
 impl Account {
     pub fn new(clock: Clock, rules: Rules, ledger: Ledger) -> Self {
-        Self { clock, rules, feed: Feed::default(), ledger: Mutex::new(ledger), connections: AtomicU64::new(0) }
+        Self {
+            clock,
+            rules,
+            feed: Feed::default(),
+            holds: Arc::new(Holds::new(clock)),
+            ledger: Mutex::new(ledger),
+            connections: AtomicU64::new(0),
+        }
     }
 
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -140,6 +152,8 @@ pub(super) struct Exchange {
     /// The start of a failure's body, as framed.
     complaint: Vec<u8>,
     grpc_status: Option<Vec<u8>>,
+    /// Held by hand since then.
+    holding: Option<Moment>,
     /// The request's body has been taken in where the upstream never sees it.
     pub(super) body_taken: bool,
     ended: bool,
@@ -174,6 +188,7 @@ impl Exchange {
             body_replaced: false,
             complaint: Vec::new(),
             grpc_status: None,
+            holding: None,
             body_taken: false,
             ended: false,
         }
@@ -208,12 +223,14 @@ impl Exchange {
         self.attempt.response = Some(response);
     }
 
-    /// The body has to be read before rules can decide in this phase.
+    /// The body has to be read before rules can decide in this phase, or
+    /// before a person can see it.
     pub(super) fn wants_body(&self, phase: Phase) -> bool {
-        !self.rules.is_idle() && self.rules.wants_body(phase, &self.attempt, self.progress)
+        (!self.rules.is_idle() && self.rules.wants_body(phase, &self.attempt, self.progress))
+            || (self.account.holds.is_watched() && self.account.holds.wants_body(phase, &self.attempt))
     }
 
-    /// A body, read because rules wanted it.
+    /// A body, read because somebody wanted it.
     pub(super) fn read(&mut self, phase: Phase, content: Content) {
         match phase {
             Phase::Request => self.attempt.request_content = content,
@@ -227,6 +244,12 @@ impl Exchange {
             return None;
         }
         let ruling = self.rules.rule(phase, &self.attempt, &mut self.progress, self.account.clock.now())?;
+        self.ruled(&ruling);
+        Some(ruling)
+    }
+
+    /// Notes what the client is told in the upstream's place.
+    fn ruled(&mut self, ruling: &Ruling) {
         if ruling.reply.is_some() || ruling.abort.is_some() {
             self.attempt.injected = Some(Injected {
                 status: ruling.reply.as_ref().map(|reply| reply.status),
@@ -240,11 +263,62 @@ impl Exchange {
             self.body_replaced = reply.body.is_some();
             self.told.clone_from(&reply.headers);
         }
-        Some(ruling)
+    }
+
+    /// The attempt waits for a person, if one wants it; rules would make this
+    /// of it. To be asked after them, once in each phase.
+    pub(super) fn hold(&mut self, phase: Phase, ruling: Option<&Ruling>) -> Option<Hold> {
+        if !self.account.holds.is_watched() {
+            return None;
+        }
+        match self.account.holds.hold(phase, &self.attempt, ruling) {
+            Asked::Held(hold) => {
+                self.attempt.hand.holds += 1;
+                self.holding = Some(hold.since);
+                Some(hold)
+            }
+            Asked::Unwanted => None,
+            Asked::Full => {
+                self.account.ledger().unheld();
+                None
+            }
+        }
+    }
+
+    fn let_go(&mut self, now: Moment) {
+        if let Some(since) = self.holding.take() {
+            let held = now.since(since);
+            self.attempt.held += held;
+            self.attempt.hand.time += held;
+        }
+    }
+
+    /// What becomes of an attempt that was held: what the client is told, and
+    /// how the request is changed.
+    pub(super) fn decided(
+        &mut self,
+        phase: Phase,
+        decision: Decision,
+        ruling: Option<Ruling>,
+    ) -> (Option<Ruling>, Option<Edit>) {
+        self.let_go(self.account.clock.now());
+        let outcome = holds::outcome(decision, phase, &self.attempt, ruling, self.rules.signs());
+        if let Some(ruling) = outcome.ruling.as_ref().filter(|_| outcome.told) {
+            self.attempt.hand.told = true;
+            self.attempt.injected = None;
+            self.ruled(ruling);
+        }
+        self.attempt.hand.asked |= outcome.request.is_some();
+        (outcome.ruling, outcome.request)
+    }
+
+    /// The client has left while it was held.
+    pub(super) fn left(&mut self) {
+        self.end(Some(Failure::Cancelled));
     }
 
     /// A wait that rules impose.
-    pub(super) fn hold(&mut self, time: Duration) -> impl Future<Output = ()> + use<> {
+    pub(super) fn delay(&mut self, time: Duration) -> impl Future<Output = ()> + use<> {
         self.attempt.held += time;
         async move {
             if !time.is_zero() {
@@ -331,6 +405,11 @@ impl Exchange {
         self.ended = true;
         self.attempt.failure = failure;
         let now = self.account.clock.now();
+        if self.holding.is_some() {
+            // The client was told nothing, whatever has come for it.
+            self.let_go(now);
+            self.attempt.injected = Some(Injected { status: None, abort: None, rule: Arc::from(BY_HAND) });
+        }
         self.attempt.ended = Some(now);
         self.attempt.complaint = self.complain();
         self.attempt.body_digest = self.digest.take().and_then(|digest| digest.finish(self.attempt.sent));

@@ -15,6 +15,7 @@ mod feed;
 mod findings;
 mod h1;
 mod h2;
+pub mod holds;
 mod learned;
 mod route;
 mod socket;

@@ -185,6 +185,7 @@ fn counts(tally: &Tally) -> CountsEntry {
         },
         repeated_writes: tally.repeated,
         held_ms: ms(tally.held),
+        held_by_hand_ms: ms(tally.hand.time),
         backoff: BackoffEntry {
             count: tally.backoff.count,
             total_ms: ms(tally.backoff.total),
@@ -238,6 +239,7 @@ fn bounds(bounds: &Bounds) -> BoundsEntry {
         processes_folded: bounds.processes_folded,
         operations_folded: bounds.operations_folded,
         problems_dropped: bounds.problems_dropped,
+        attempts_unheld: bounds.attempts_unheld,
         waits_cut_ms: ms(bounds.waits_cut),
     }
 }

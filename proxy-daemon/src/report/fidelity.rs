@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::words::{GLUE, count, duration, number};
 use crate::{
     redirect::Counters,
-    retry::{Snapshot, Tally},
+    retry::{ByHand, Snapshot, Tally},
 };
 
 /// Differences listed one by one; the rest is one entry.
@@ -30,6 +30,7 @@ pub struct DifferenceEntry {
 /// What [`DifferenceEntry::kind`] may say.
 const KINDS: &[&str] = &[
     "tunnelled",
+    "changed-request",
     "changed-answer",
     "synthetic-answer",
     "injected-fault",
@@ -52,6 +53,7 @@ impl DifferenceEntry {
 /// the instance adds.
 pub(super) fn all(snapshot: &Snapshot, others: &[DifferenceEntry]) -> Vec<DifferenceEntry> {
     let mut all = by_rules(&snapshot.totals);
+    all.extend(by_hand(&snapshot.totals.hand));
     all.extend(tunnels(snapshot));
     all.extend(failures(snapshot));
     all.extend_from_slice(others);
@@ -107,14 +109,16 @@ pub fn differences(redirect: &Counters, hurried: bool) -> Vec<DifferenceEntry> {
 /// What rules have made of answers.
 fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
     let mut found = Vec::new();
-    let (told, changed, aborted) = (totals.injected.sum(), totals.replaced.sum(), totals.aborted.sum());
-    let synthetic = told.saturating_sub(changed);
+    let hand = &totals.hand;
+    let (told, changed) = (totals.injected.sum(), totals.replaced.sum());
+    let synthetic = told.saturating_sub(changed).saturating_sub(hand.made);
+    let changed = changed.saturating_sub(hand.changed);
+    let aborted = totals.aborted.sum().saturating_sub(hand.aborted);
     let mut add = |kind, count: u64, text: String| {
         if count > 0 {
             found.push(DifferenceEntry::new(kind, "", count, text));
         }
     };
-    let were = |count| if count == 1 { "was" } else { "were" };
     add(
         "changed-answer",
         changed,
@@ -135,8 +139,32 @@ fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
         aborted,
         format!("{} {} broken off by rules.", count(aborted, "attempt", "attempts"), were(aborted)),
     );
-    let held = totals.held.as_secs_f64() * 1000.0;
+    let held = totals.held.saturating_sub(hand.time).as_secs_f64() * 1000.0;
     add("delayed", u64::from(held > 0.0), format!("Rules held attempts up, for {} in all.", duration(held)));
+    found
+}
+
+fn were(count: u64) -> &'static str {
+    if count == 1 { "was" } else { "were" }
+}
+
+/// What people have made of attempts that they held.
+fn by_hand(hand: &ByHand) -> Vec<DifferenceEntry> {
+    let mut found = Vec::new();
+    let mut add = |kind, number: u64, (one, many), what: &str| {
+        if number > 0 {
+            let text = format!("{} {} {what}.", count(number, one, many), were(number));
+            found.push(DifferenceEntry::new(kind, "", number, text));
+        }
+    };
+    let answers = ("answer", "answers");
+    let attempts = ("attempt", "attempts");
+    add("changed-request", hand.asked, ("request", "requests"), "changed by hand on the way to the upstream");
+    add("changed-answer", hand.changed, answers, "changed by hand");
+    add("synthetic-answer", hand.made, answers, "given by hand in the upstream's place");
+    add("injected-fault", hand.aborted, attempts, "broken off by hand");
+    let held = format!("held by hand, for {} in all", duration(hand.time.as_secs_f64() * 1000.0));
+    add("delayed", hand.held, attempts, &held);
     found
 }
 

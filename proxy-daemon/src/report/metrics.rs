@@ -401,6 +401,7 @@ impl Metrics {
             ("processes", bounds.processes_folded as f64),
             ("operations", bounds.operations_folded as f64),
             ("problems", bounds.problems_dropped as f64),
+            ("unheld", bounds.attempts_unheld as f64),
             ("label_sets", self.folded),
         ];
         let costs = costs.map(|(what, count)| counter(vec![pair("what", what)], count));

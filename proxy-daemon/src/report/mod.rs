@@ -232,9 +232,12 @@ pub struct CountsEntry {
     /// carried out.
     #[serde(default)]
     pub repeated_writes: u64,
-    /// How long rules have held attempts up.
+    /// How long rules and people have held attempts up.
     #[serde(default)]
     pub held_ms: f64,
+    /// Of that, people by hand.
+    #[serde(default)]
+    pub held_by_hand_ms: f64,
     pub backoff: BackoffEntry,
 }
 
@@ -350,6 +353,9 @@ pub struct BoundsEntry {
     pub processes_folded: u64,
     pub operations_folded: u64,
     pub problems_dropped: u64,
+    /// Attempts that passed though somebody wanted them held.
+    #[serde(default)]
+    pub attempts_unheld: u64,
     pub waits_cut_ms: f64,
 }
 

@@ -108,6 +108,7 @@ impl Scene {
             print: None,
             body_digest: None,
             held: Duration::ZERO,
+            hand: crate::flow::Hand::default(),
             complaint: Complaint::default(),
             sent: 0,
             received: 0,

@@ -192,6 +192,7 @@ impl Page {
             (bounds.calls_forgotten, "call forgotten before its end", "calls forgotten before their end"),
             (bounds.operations_folded, "attempt under no operation's name", "attempts under no operation's name"),
             (bounds.problems_dropped, "problem not listed", "problems not listed"),
+            (bounds.attempts_unheld, "attempt let go that was to be held", "attempts let go that were to be held"),
         ];
         let costs: Vec<_> =
             costs.iter().filter(|cost| cost.0 > 0).map(|(cost, one, many)| count(*cost, one, many)).collect();

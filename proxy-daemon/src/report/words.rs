@@ -25,7 +25,7 @@ pub(super) fn count(count: u64, one: &str, many: &str) -> String {
 }
 
 /// `0.4 ms`, `812 ms`, `38.2 s`, `4m 05s`, `2h 05m`, `3d 04h`; zero is `0 s`.
-pub(super) fn duration(ms: f64) -> String {
+pub(crate) fn duration(ms: f64) -> String {
     let whole = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
     let seconds = whole.as_secs_f64();
     // Rounded first, so that what rounds up to the next unit is told in it.

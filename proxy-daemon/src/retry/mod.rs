@@ -17,9 +17,9 @@ mod signals;
 pub use class::Class;
 pub use fingerprint::{BodyDigest, Fingerprint};
 pub use ledger::{
-    Asked, Backoff, Bounds, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger, Limits,
-    OperationName, Outcome, Passed, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot, Tally,
-    TunnelCount, Wasted,
+    Asked, Backoff, Bounds, ByHand, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger,
+    Limits, OperationName, Outcome, Passed, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot,
+    Tally, TunnelCount, Wasted,
 };
 pub use signals::{CallKey, Family, Grammar, Id, Row, Signal, TABLE, read};
 

@@ -314,6 +314,11 @@ impl Active {
         });
     }
 
+    /// An answer that is not the upstream's says whose it is.
+    pub fn signs(&self) -> bool {
+        self.shared.settings.guard.rule_header.or(self.set.guard.rule_header).unwrap_or(true)
+    }
+
     /// No rule can act: nothing has to be asked.
     pub fn is_idle(&self) -> bool {
         self.request.places.is_empty() && self.response.places.is_empty() || self.shared.watch.is_stopped()
@@ -421,8 +426,7 @@ impl Active {
             rule.go_on
         });
         progress.ceiling = ceiling;
-        let signs = shared.settings.guard.rule_header.or(self.set.guard.rule_header).unwrap_or(true);
-        if shared.settings.dry_run { None } else { joint.ruling(phase, attempt, signs) }
+        if shared.settings.dry_run { None } else { joint.ruling(phase, attempt, self.signs()) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
+mod held;
 mod instance;
 mod page;
 mod rules;
@@ -70,6 +71,7 @@ pub fn routes(controlled: &Arc<Controlled>) -> Router {
     Router::new()
         .merge(instance::routes())
         .merge(rules::routes())
+        .merge(held::routes())
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(Arc::clone(controlled))
 }

@@ -54,6 +54,7 @@ pub(crate) fn attempt() -> Attempt {
         print: None,
         body_digest: None,
         held: Duration::ZERO,
+        hand: crate::flow::Hand::default(),
         complaint: Complaint::default(),
         sent: 0,
         received: 0,

@@ -11,7 +11,8 @@ use super::{
     fail,
     head::{self, Framing, Parsed, ResponseHead},
     pass::{goodbye, opaque, pass_pending_and_body},
-    ruled::{Ahead, MAX_SWALLOWED, break_off, drop_body, pass_cut, read_ahead, tell, told},
+    ruled::{Ahead, MAX_SWALLOWED, break_off, drop_body, held, pass_cut, read_ahead, tell, told},
+    side::Presence,
     told, turn_opaque,
     wire::{read_head, write_two},
 };
@@ -29,7 +30,7 @@ use crate::{
 pub(super) async fn down<R, W>(from: &mut R, to: &mut W, shared: &Shared) -> Stop
 where
     R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + Presence + Unpin,
 {
     let stop = responses(from, to, shared).await;
     goodbye(to, stop).await
@@ -38,7 +39,7 @@ where
 pub(super) async fn responses<R, W>(from: &mut R, to: &mut W, shared: &Shared) -> Stop
 where
     R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + Presence + Unpin,
 {
     let mut pending = Bytes::new();
     loop {
@@ -118,7 +119,7 @@ pub(super) async fn answer<R, W>(
 ) -> Result<(), Stop>
 where
     R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + Presence + Unpin,
 {
     let method = Arc::clone(lock(exchange).method());
     let framing = head.framing(&method);
@@ -146,7 +147,12 @@ where
         lock(exchange).read(Phase::Response, content);
         ended_early = ahead.stop;
     }
-    let ruling = lock(exchange).ruling(Phase::Response);
+    let mut ruling = lock(exchange).ruling(Phase::Response);
+    if let Some(ruling) = &mut ruling {
+        let delay = lock(exchange).delay(std::mem::take(&mut ruling.delay));
+        delay.await;
+    }
+    let ruling = held(to, shared, exchange, ruling).await;
 
     let meddled = ruling.as_ref().is_some_and(|ruling| ruling.reply.is_some() || ruling.abort.is_some());
     if leaves_http && (!leaves || meddled) {
@@ -156,8 +162,6 @@ where
     let mut body = Body::new(framing);
     let (mut told, mut cut) = (None, None);
     if let Some(ruling) = &ruling {
-        let hold = lock(exchange).hold(ruling.delay);
-        hold.await;
         cut = match ruling.abort {
             Some(Abort::Truncate(after)) => Some(after),
             Some(abort) => return Err(break_off(abort, shared, exchange).await),

@@ -202,14 +202,40 @@ pub(super) fn rewrite(
     drop: impl Fn(&[u8]) -> bool,
     extra: &[(&str, String)],
 ) -> Vec<u8> {
-    let mut out = Vec::with_capacity(head.len() + 128);
+    let (line, rest) = first_line(head);
+    let version = line.split(|&byte| byte == b' ').next().unwrap_or(b"HTTP/1.1");
+    let line = [version, format!(" {status} {reason}\r\n").as_bytes()].concat();
+    with_line(line, rest, drop, extra)
+}
+
+/// The same of a request's head.
+pub(super) fn request_anew(
+    head: &[u8],
+    method: Option<&str>,
+    target: Option<&str>,
+    drop: impl Fn(&[u8]) -> bool,
+    extra: &[(&str, String)],
+) -> Vec<u8> {
+    let (line, rest) = first_line(head);
+    let mut words = line.trim_ascii_end().split(|&byte| byte == b' ');
+    let mut word = |instead: Option<&str>| {
+        let word = words.next().unwrap_or_default();
+        instead.map_or_else(|| word.to_vec(), |instead| instead.as_bytes().to_vec())
+    };
+    let line = [&word(method)[..], b" ", &word(target), b" ", &word(None), b"\r\n"].concat();
+    with_line(line, rest, drop, extra)
+}
+
+/// The first line, with its end, and what follows.
+fn first_line(head: &[u8]) -> (&[u8], &[u8]) {
     let empty = head.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let head = &head[empty..];
-    let line_end = head.iter().position(|&byte| byte == b'\n').map_or(head.len(), |at| at + 1);
-    let (line, mut rest) = head.split_at(line_end);
-    let version = line.split(|&byte| byte == b' ').next().unwrap_or(b"HTTP/1.1");
-    out.extend_from_slice(version);
-    out.extend_from_slice(format!(" {status} {reason}\r\n").as_bytes());
+    head.split_at(head.iter().position(|&byte| byte == b'\n').map_or(head.len(), |at| at + 1))
+}
+
+fn with_line(line: Vec<u8>, mut rest: &[u8], drop: impl Fn(&[u8]) -> bool, extra: &[(&str, String)]) -> Vec<u8> {
+    let mut out = line;
+    out.reserve(rest.len() + 128);
     let mut dropping = false;
     loop {
         let end = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);

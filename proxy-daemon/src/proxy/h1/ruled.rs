@@ -1,6 +1,8 @@
 //! The rules' part in an HTTP/1 exchange: what they are shown of a request,
 //! and what becomes of a message that they decide on.
 use std::{
+    future::Future,
+    io,
     pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -14,12 +16,16 @@ use super::{
     body::{self, Body, Progress},
     head::{self, Framing, Parsed},
     pass::{pass_pending, pass_pending_and_body},
+    side::{Departure, Presence},
     told,
     wire::{read_some, write_two},
 };
 use crate::{
     flow::{Content, Failure, MAX_CONTENT},
-    proxy::exchange::{Exchange, MAX_BODY_START, lock, stall},
+    proxy::{
+        exchange::{Exchange, MAX_BODY_START, lock, stall},
+        holds::Edit,
+    },
     rules::{Abort, Phase, Ruling},
 };
 
@@ -35,15 +41,24 @@ pub(super) struct Told {
     expects: bool,
 }
 
-/// Asks the rules of the request phase, and waits as long as they say before
-/// the upstream may see the request.
-pub(super) async fn ask<R: AsyncRead + Unpin>(
+/// What becomes of a request.
+#[derive(Default)]
+pub(super) struct Asked {
+    /// The client is told something in the upstream's place.
+    pub(super) told: Option<Told>,
+    /// A person wants the upstream asked something else.
+    pub(super) edit: Option<Edit>,
+}
+
+/// Asks the rules of the request phase, and waits as long as they, or a
+/// person, say before the upstream may see the request.
+pub(super) async fn ask<R: AsyncRead + Presence + Unpin>(
     from: &mut R,
     pending: &mut Bytes,
     exchange: &mut Exchange,
     framing: Framing,
     expects: bool,
-) -> Result<Option<Told>, Stop> {
+) -> Result<Asked, Stop> {
     // A client that waits for `100 Continue` sends no body yet.
     if exchange.wants_start() && !expects {
         let ahead = read_ahead(from, pending, framing, MAX_BODY_START).await;
@@ -62,14 +77,39 @@ pub(super) async fn ask<R: AsyncRead + Unpin>(
         };
         exchange.read(Phase::Request, content);
     }
-    let Some(ruling) = exchange.ruling(Phase::Request) else { return Ok(None) };
-    if ruling.reply.is_some() || ruling.abort.is_some() {
-        return Ok(Some(Told { ruling, expects }));
+    let mut ruling = exchange.ruling(Phase::Request);
+    let told = |ruling: Option<Ruling>| {
+        let ruling = ruling.filter(|ruling| ruling.reply.is_some() || ruling.abort.is_some());
+        ruling.map(|ruling| Told { ruling, expects })
+    };
+    if let Some(Ruling { delay, reply: None, abort: None, .. }) = &ruling {
+        wait(from, pending, exchange.delay(*delay)).await?;
     }
-    let mut over = pin!(exchange.hold(ruling.delay));
+    let mut edit = None;
+    if let Some(mut hold) = exchange.hold(Phase::Request, ruling.as_ref()) {
+        let decision = tokio::select! {
+            biased;
+            decision = hold.decided() => decision,
+            departure = from.departure() => return Err(match departure {
+                Departure::Lost => Stop::Read(io::ErrorKind::ConnectionReset.into()),
+                Departure::Closed => Stop::Eof,
+            }),
+        };
+        (ruling, edit) = exchange.decided(Phase::Request, decision, ruling);
+    }
+    Ok(Asked { told: told(ruling), edit })
+}
+
+/// Waits for a rule's delay to be over.
+async fn wait<R: AsyncRead + Unpin>(
+    from: &mut R,
+    pending: &mut Bytes,
+    over: impl Future<Output = ()>,
+) -> Result<(), Stop> {
+    let mut over = pin!(over);
     loop {
         tokio::select! {
-            () = &mut over => return Ok(None),
+            () = &mut over => return Ok(()),
             // A client that leaves meanwhile is noticed.
             read = read_some(from), if pending.is_empty() => match read {
                 Ok(bytes) if bytes.is_empty() => return Err(Stop::Eof),
@@ -78,6 +118,31 @@ pub(super) async fn ask<R: AsyncRead + Unpin>(
             },
         }
     }
+}
+
+/// Holds a response that a person wants held; what rules would make of it is
+/// what a person sees, and what becomes of it otherwise.
+pub(super) async fn held<W: Presence>(
+    to: &W,
+    shared: &Shared,
+    exchange: &Mutex<Exchange>,
+    ruling: Option<Ruling>,
+) -> Option<Ruling> {
+    let Some(mut hold) = lock(exchange).hold(Phase::Response, ruling.as_ref()) else { return ruling };
+    let decision = tokio::select! {
+        biased;
+        decision = hold.decided() => decision,
+        _ = to.departure() => {
+            // What has come may still pass.
+            lock(exchange).left();
+            return ruling;
+        }
+        () = gone(shared) => {
+            lock(exchange).left();
+            return ruling;
+        }
+    };
+    lock(exchange).decided(Phase::Response, decision, ruling).0
 }
 
 /// What was read of a body before it was passed on.
@@ -205,7 +270,7 @@ pub(super) async fn taken(shared: &Shared, exchange: &Mutex<Exchange>) {
 pub(super) async fn tell<W: AsyncWrite + Unpin>(to: &mut W, shared: &Shared, pending: &Pending) -> Result<(), Stop> {
     let Pending { exchange, told: Some(Told { ruling, expects }), .. } = pending else { return Ok(()) };
     shared.taken.notify_waiters();
-    let hold = lock(exchange).hold(ruling.delay);
+    let hold = lock(exchange).delay(ruling.delay);
     hold.await;
     let Some(reply) = &ruling.reply else {
         return match ruling.abort {

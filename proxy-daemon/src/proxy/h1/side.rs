@@ -56,6 +56,15 @@ impl<'a, S> Side<'a, S> {
     }
 }
 
+impl<S: OverSocket> Side<'_, S> {
+    /// The socket with a registration of its own: the stream's is lent to the
+    /// halves.
+    fn watch(&self) -> io::Result<TcpStream> {
+        let socket = self.stream().socket().try_clone_to_owned()?;
+        TcpStream::from_std(std::net::TcpStream::from(socket))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Half<'s, 'a, S>(&'s Side<'a, S>);
 
@@ -91,19 +100,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Half<'_, '_, S> {
     }
 }
 
+/// Somebody who may leave before it is answered.
+pub(super) trait Presence {
+    /// Ends when it does: it was lost, or says nothing more.
+    fn departure(&self) -> Pin<Box<dyn Future<Output = Departure> + Send>>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    Lost,
+    Closed,
+}
+
+impl<S: OverSocket> Presence for Half<'_, '_, S> {
+    fn departure(&self) -> Pin<Box<dyn Future<Output = Departure> + Send>> {
+        let watch = self.0.watch();
+        Box::pin(async move {
+            // Out of descriptors: then it is noticed as late as it would be without.
+            let Ok(watch) = watch else { return std::future::pending().await };
+            end(&watch).await
+        })
+    }
+}
+
+/// Waits for an end, and not for data, of which there may be some (nor for
+/// urgent data, which TLS has none of).
+async fn end(watch: &TcpStream) -> Departure {
+    let lost = watch.ready(Interest::PRIORITY | Interest::ERROR).await.map_or(true, tokio::io::Ready::is_error);
+    if lost { Departure::Lost } else { Departure::Closed }
+}
+
 /// Ends when the client's connection is lost, or has been closed for so long
 /// that nothing comes of it any more.
 async fn absence<S: OverSocket>(client: &Side<'_, S>, shared: &Shared) {
     tokio::time::sleep(HELD_UP).await;
-    // With a registration of its own: the stream's is lent to the halves.
-    let socket = client.stream().socket().try_clone_to_owned();
-    let watch = socket.and_then(|socket| TcpStream::from_std(std::net::TcpStream::from(socket)));
     // Out of descriptors: then it is noticed as late as it would be without.
-    let Ok(watch) = watch else { return std::future::pending().await };
-    // Not data, of which there is some: an end (or urgent data, which TLS has
-    // none of).
-    let lost = watch.ready(Interest::PRIORITY | Interest::ERROR).await.map_or(true, tokio::io::Ready::is_error);
-    if !lost {
+    let Ok(watch) = client.watch() else { return std::future::pending().await };
+    if end(&watch).await == Departure::Closed {
         // It says nothing more, and may be asking again elsewhere by now; what
         // it has said is still passed on.
         abandon(shared);

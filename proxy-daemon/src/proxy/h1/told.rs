@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     flow::{Headers, Protocol, Request},
+    proxy::holds::Edit,
     rules::{Field, Reply, describes_body},
 };
 
@@ -71,6 +72,28 @@ pub(super) fn answer(reply: &Reply, request: &Request, protocol: Protocol) -> Me
     head.push_str("\r\n");
     let body = if &*request.method == "HEAD" { Bytes::new() } else { body };
     Message { head: head.into_bytes(), body: Some(body), closes }
+}
+
+/// A request's head as a person has changed it; a body that takes the genuine
+/// one's place is told of.
+pub(super) fn asked(head: &[u8], edit: &Edit) -> Vec<u8> {
+    let mut extra: Vec<(&str, String)> = Vec::new();
+    let mut drop: Vec<&str> = Vec::new();
+    for field in &edit.headers {
+        if let Field::Set(name, _) | Field::Remove(name) = field {
+            drop.push(name);
+            extra.retain(|(it, _)| !it.eq_ignore_ascii_case(name));
+        }
+        if let Field::Set(name, value) | Field::Add(name, value) = field {
+            extra.push((name, value.to_string()));
+        }
+    }
+    if let Some(body) = &edit.body {
+        drop.extend(["content-length", "transfer-encoding", "trailer", "content-encoding"]);
+        extra.push(("Content-Length", body.len().to_string()));
+    }
+    let unwanted = |name: &[u8]| drop.iter().any(|it| name.eq_ignore_ascii_case(it.as_bytes()));
+    head::request_anew(head, edit.method.as_deref(), edit.target.as_deref(), unwanted, &extra)
 }
 
 fn sets(field: &Field, name: &[u8]) -> bool {

@@ -10,8 +10,9 @@ use super::{
     body::{Body, Progress},
     head::{self, Parsed, RequestHead},
     pass::{Passed, goodbye, opaque, pass_body, pass_pending},
-    ruled::{ask, swallow},
-    turn_opaque,
+    ruled::{Asked, ask, swallow},
+    side::Presence,
+    told, turn_opaque,
     wire::{read_head, read_some, write_two},
 };
 use crate::proxy::exchange::{Account, Exchange, Peer, lock};
@@ -24,7 +25,7 @@ const MAX_PIPELINED: usize = 1024;
 /// goodbye.
 pub(super) async fn up<R, W>(from: &mut R, to: &mut W, shared: &Shared, account: &Arc<Account>, peer: &Peer) -> Stop
 where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + Presence + Unpin,
     W: AsyncWrite + Unpin,
 {
     let stop = requests(from, to, shared, account, peer).await;
@@ -39,7 +40,7 @@ pub(super) async fn requests<R, W>(
     peer: &Peer,
 ) -> Stop
 where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + Presence + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut pending = Bytes::new();
@@ -62,14 +63,13 @@ where
         let RequestHead { length, request, protocol, framing, leaves_http } = head;
         let expects = request.headers.get("expect").is_some();
         let mut exchange = Exchange::begin(account, peer, protocol, request);
-        let head = pending.split_to(length);
-        let told = match ask(from, &mut pending, &mut exchange, framing, expects).await {
-            Ok(told) => told,
+        let mut head = pending.split_to(length);
+        let Asked { mut told, edit } = match ask(from, &mut pending, &mut exchange, framing, expects).await {
+            Ok(asked) => asked,
             Err(stop) => return stop,
         };
         let exchange = Arc::new(Mutex::new(exchange));
         let leaves_http = leaves_http && told.is_none();
-        let mut told = told;
         let is_told = told.is_some();
 
         // A place in the queue.
@@ -112,8 +112,13 @@ where
                 return opaque(from, to, Bytes::new()).await;
             }
         };
-        let first = pending.split_to(first);
+        let mut first = pending.split_to(first);
         lock(&exchange).sent(&first);
+        if let Some(edit) = edit {
+            head = told::asked(&head, &edit).into();
+            // It was there whole.
+            first = edit.body.filter(|_| body.is_done()).unwrap_or(first);
+        }
         if let Err(error) = write_two(to, &head, &first).await {
             return Stop::Write(error);
         }

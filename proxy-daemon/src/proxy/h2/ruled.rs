@@ -16,6 +16,7 @@ use crate::{
     proxy::{
         exchange::{Exchange, RULE_HEADER, belies, lock, stall},
         h1::End,
+        holds::Edit,
     },
     rules::{Abort, Field, Reply, Ruling, describes_body},
 };
@@ -68,6 +69,43 @@ pub(super) async fn told(
         take_in(&mut body, exchange).await;
     }
     None
+}
+
+/// Changes a request as a person wants it, and says whether another body took
+/// the genuine one's place; that one has been taken in then.
+pub(super) fn ask_otherwise(
+    edit: &Edit,
+    parts: &mut http::request::Parts,
+    ahead: &mut Ahead,
+    body: &mut RecvStream,
+    exchange: &Mutex<Exchange>,
+) -> bool {
+    if let Some(method) = edit.method.as_ref().and_then(|method| method.parse().ok()) {
+        parts.method = method;
+    }
+    if let Some(target) = &edit.target {
+        let mut uri = parts.uri.clone().into_parts();
+        uri.path_and_query = target.parse().ok().or(uri.path_and_query);
+        if let Ok(uri) = http::Uri::from_parts(uri) {
+            parts.uri = uri;
+        }
+    }
+    change(&mut parts.headers, &edit.headers);
+    let Some(content) = &edit.body else { return false };
+    for part in ahead.parts.drain(..) {
+        lock(exchange).sent(&part);
+    }
+    let _ = body.flow_control().release_capacity(ahead.length);
+    ahead.length = content.len();
+    ahead.parts.extend(Some(content.clone()).filter(|content| !content.is_empty()));
+    for name in [http::header::CONTENT_ENCODING, http::header::TRAILER] {
+        parts.headers.remove(name);
+    }
+    let had_length = parts.headers.remove(http::header::CONTENT_LENGTH).is_some();
+    if had_length || !content.is_empty() {
+        parts.headers.insert(http::header::CONTENT_LENGTH, content.len().into());
+    }
+    true
 }
 
 /// Reads a body that goes nowhere.
@@ -154,31 +192,38 @@ pub(super) fn edit(headers: &mut HeaderMap, reply: &Reply) {
     // HTTP/2 has no such field (RFC 9113 §8.2.2).
     unwanted.push(http::header::CONNECTION);
     for field in &reply.headers {
-        let (name, value, add) = match field {
-            Field::Set(name, value) => (name, Some(value), false),
-            Field::Add(name, value) => (name, Some(value), true),
-            Field::Remove(name) => (name, None, false),
-        };
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
-        if !add
+        let Ok(name) = HeaderName::from_bytes(field.name().as_bytes()) else { continue };
+        if !matches!(field, Field::Add(..))
             && let Some(at) = unwanted.iter().position(|it| *it == name)
             && name != http::header::CONNECTION
         {
             unwanted.swap_remove(at);
             headers.remove(&name);
         }
-        match value.map(|value| HeaderValue::from_str(value)) {
-            Some(Ok(value)) if add => drop(headers.append(name, value)),
-            Some(Ok(value)) => drop(headers.insert(name, value)),
-            Some(Err(_)) => {}
-            None => drop(headers.remove(&name)),
-        }
+        change(headers, std::slice::from_ref(field));
     }
     for name in unwanted {
         headers.remove(name);
     }
     if let Some(Ok(rule)) = reply.signature.as_deref().map(HeaderValue::from_str) {
         headers.append(HeaderName::from_static(RULE_HEADER), rule);
+    }
+}
+
+fn change(headers: &mut HeaderMap, fields: &[Field]) {
+    for field in fields {
+        let (name, value, add) = match field {
+            Field::Set(name, value) => (name, Some(value), false),
+            Field::Add(name, value) => (name, Some(value), true),
+            Field::Remove(name) => (name, None, false),
+        };
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+        match value.map(|value| HeaderValue::from_str(value)) {
+            Some(Ok(value)) if add => drop(headers.append(name, value)),
+            Some(Ok(value)) => drop(headers.insert(name, value)),
+            Some(Err(_)) => {}
+            None => drop(headers.remove(&name)),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     Break,
     link::{Asking, Link, Side},
     pass::{Ahead, Cut, flushed, pass, reason_for, swallow},
-    ruled::{break_off, edit, pass_cut, tell, told},
+    ruled::{ask_otherwise, break_off, edit, pass_cut, tell, told},
 };
 use crate::{
     flow::{Content, Failure, Headers, MAX_CONTENT, Protocol, Request, Response},
@@ -66,18 +66,34 @@ pub(super) async fn stream(
         let whole = request_body.is_end_stream() || ahead.ended;
         exchange.read(Phase::Request, if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond });
     }
-    let ruling = exchange.ruling(Phase::Request);
+    let mut ruling = exchange.ruling(Phase::Request);
     let exchange = Mutex::new(exchange);
-    if let Some(ruling) = ruling {
-        let hold = lock(&exchange).hold(ruling.delay);
+    if let Some(ruling) = &ruling {
+        let delay = lock(&exchange).delay(ruling.delay);
         tokio::select! {
-            () = hold => {}
+            () = delay => {}
             _ = poll_fn(|context| respond.poll_reset(context)) => return None,
         }
-        if ruling.reply.is_some() || ruling.abort.is_some() {
-            drop(asking);
-            return told(&ruling, respond, request_body, ahead, expects, &exchange, link).await;
+    }
+    let mut edited = false;
+    let hold = lock(&exchange).hold(Phase::Request, ruling.as_ref());
+    if let Some(mut hold) = hold {
+        let decision = tokio::select! {
+            biased;
+            decision = hold.decided() => decision,
+            _ = poll_fn(|context| respond.poll_reset(context)) => return None,
+        };
+        let edit;
+        (ruling, edit) = lock(&exchange).decided(Phase::Request, decision, ruling);
+        if let Some(edit) = edit {
+            edited = ask_otherwise(&edit, &mut parts, &mut ahead, &mut request_body, &exchange);
         }
+    }
+    if let Some(ruling) = ruling
+        && (ruling.reply.is_some() || ruling.abort.is_some())
+    {
+        drop(asking);
+        return told(&ruling, respond, request_body, ahead, expects, &exchange, link).await;
     }
     let method = parts.method.clone();
     let bodiless = request_body.is_end_stream() && ahead.is_empty();
@@ -107,7 +123,12 @@ pub(super) async fn stream(
                 &mut request_body,
                 &mut upstream_body,
                 (link, Side::Upstream),
-                |bytes, _| lock(&exchange).sent(bytes),
+                |bytes, _| {
+                    // The client's own has been told of where another took its place.
+                    if !edited {
+                        lock(&exchange).sent(bytes);
+                    }
+                },
                 |_| ()
             )),
         };
@@ -204,22 +225,25 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
         let content = if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond };
         lock(exchange).read(Phase::Response, content);
     }
-    let ruling = lock(exchange).ruling(Phase::Response);
+    let mut ruling = lock(exchange).ruling(Phase::Response);
     let mut keep_body = true;
     let mut cut = None;
     if let Some(ruling) = &ruling {
-        let hold = lock(exchange).hold(ruling.delay);
-        let mut hold = pin!(beside(&mut upload, hold));
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut hold => break,
-                reset = poll_fn(|context| respond.poll_reset(context)), if resets_told => match reset {
-                    Ok(reason) => return Over::ClientGone(reason),
-                    Err(_) => resets_told = false,
-                },
-            }
+        let delay = lock(exchange).delay(ruling.delay);
+        if let Some(reason) = unless_reset(&mut respond, &mut resets_told, beside(&mut upload, delay)).await.err() {
+            return Over::ClientGone(reason);
         }
+    }
+    let hold = lock(exchange).hold(Phase::Response, ruling.as_ref());
+    if let Some(mut hold) = hold {
+        let decided = beside(&mut upload, hold.decided());
+        let decision = match unless_reset(&mut respond, &mut resets_told, decided).await {
+            Ok(decision) => decision,
+            Err(reason) => return Over::ClientGone(reason),
+        };
+        ruling = lock(exchange).decided(Phase::Response, decision, ruling).0;
+    }
+    if let Some(ruling) = &ruling {
         match ruling.abort {
             Some(Abort::Truncate(after)) => cut = Some(usize::try_from(after).unwrap_or(usize::MAX)),
             Some(abort) => {
@@ -333,6 +357,26 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     }
 }
 
+/// Waits for `what`, unless the client resets the stream first. `told`: it can
+/// be told whether it does.
+async fn unless_reset<T>(
+    respond: &mut server::SendResponse<Bytes>,
+    told: &mut bool,
+    what: impl Future<Output = T>,
+) -> Result<T, Reason> {
+    let mut what = pin!(what);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut what => return Ok(done),
+            reset = poll_fn(|context| respond.poll_reset(context)), if *told => match reset {
+                Ok(reason) => return Err(reason),
+                Err(_) => *told = false,
+            },
+        }
+    }
+}
+
 pub(super) enum Step {
     Interim(http::Response<()>),
     Final(Result<http::Response<RecvStream>, h2::Error>),
@@ -349,14 +393,14 @@ pub(super) async fn next_head(mut response: Pin<&mut client::ResponseFuture>) ->
 }
 
 /// Waits for `what`, while the upload goes on.
-pub(super) async fn beside<F: Future<Output = Result<(), Cut>>>(
+pub(super) async fn beside<T, F: Future<Output = Result<(), Cut>>>(
     upload: &mut Upload<'_, F>,
-    what: impl Future<Output = ()>,
-) {
+    what: impl Future<Output = T>,
+) -> T {
     let mut what = pin!(what);
     loop {
         tokio::select! {
-            () = &mut what => return,
+            done = &mut what => return done,
             // Its failure is the response's to show.
             _ = &mut upload.body, if upload.running => upload.running = false,
         }

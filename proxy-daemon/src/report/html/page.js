@@ -175,12 +175,13 @@
       hits > 0 ? `Rule "${name}" acted ${count(hits, "time", "times")}.` : `Rule "${name}" never acted: no attempt matched it.`,
     );
     sentences.push(...report.notes);
-    const { calls_forgotten, processes_folded, operations_folded, problems_dropped } = report.bounds;
+    const { calls_forgotten, processes_folded, operations_folded, problems_dropped, attempts_unheld } = report.bounds;
     const costs = [
       processes_folded && `${count(processes_folded, "process", "processes")} without a row`,
       calls_forgotten && `${count(calls_forgotten, "call", "calls")} forgotten before the end`,
       operations_folded && `${count(operations_folded, "attempt", "attempts")} under no operation's name`,
       problems_dropped && `${count(problems_dropped, "problem", "problems")} not listed`,
+      attempts_unheld && `${count(attempts_unheld, "attempt", "attempts")} let go that should have been held`,
     ].filter(Boolean);
     if (costs.length) sentences.push(`Limits were reached (totals hold): ${costs.join(", ")}.`);
     if (report.fidelity.length) {

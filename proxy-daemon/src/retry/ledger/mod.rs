@@ -53,7 +53,7 @@ pub use snapshot::{
     Bounds, ConnectionKind, Connections, Folded, Passed, Problem, ProblemCount, ProcessShare, RuleWait, Snapshot,
     TunnelCount,
 };
-pub use tally::{Asked, Backoff, Classes, Codes, Counts, OperationName, Outcome, Tally, Wasted};
+pub use tally::{Asked, Backoff, ByHand, Classes, Codes, Counts, OperationName, Outcome, Tally, Wasted};
 
 use tracks::{Tracks, Waiting};
 
@@ -153,6 +153,11 @@ impl Ledger {
         if let Some(share) = self.shares.peek_mut(&process.key) {
             share.passed(name, why, passed);
         }
+    }
+
+    /// An attempt passed that somebody wanted held, since too many are.
+    pub fn unheld(&mut self) {
+        self.bounds.attempts_unheld += 1;
     }
 
     /// Something to tell the person who reads the report; repeats are counted.

@@ -160,6 +160,8 @@ pub struct Bounds {
     pub operations_folded: u64,
     /// Problems, and tunnels' names, not listed.
     pub problems_dropped: u64,
+    /// Attempts that passed though somebody wanted them held.
+    pub attempts_unheld: u64,
     /// Backoff that `stalled` may lack.
     pub waits_cut: Duration,
 }

@@ -304,8 +304,10 @@ pub struct Tally {
     /// Retries of requests that are not idempotent and that the upstream had
     /// carried out: the client never heard of it.
     pub repeated: u64,
-    /// How long rules have held attempts up.
+    /// How long rules and people have held attempts up.
     pub held: Duration,
+    #[serde(default)]
+    pub hand: ByHand,
     pub backoff: Backoff,
 }
 
@@ -335,6 +337,7 @@ impl Tally {
         self.wasted.add_all(&other.wasted);
         self.repeated += other.repeated;
         self.held = self.held.saturating_add(other.held);
+        self.hand.add_all(&other.hand);
         self.backoff.add_all(&other.backoff);
     }
 
@@ -344,12 +347,14 @@ impl Tally {
         self.outcome(outcome);
         self.classes.add(class, attempt.injected.is_some());
         self.held = self.held.saturating_add(attempt.held);
+        self.hand.ended(attempt, outcome);
         self.sent += attempt.sent;
         self.received += attempt.received;
         if !class.is_failure() {
             return;
         }
-        let time = attempt.ended.unwrap_or(attempt.started).since(attempt.started);
+        // What people took to look at it is neither side's waste.
+        let time = attempt.ended.unwrap_or(attempt.started).since(attempt.started).saturating_sub(attempt.hand.time);
         self.wasted.add_all(&Wasted { time, sent: attempt.sent, received: attempt.received });
         if let Some(code) = &attempt.complaint.code {
             self.codes.add(code, 1);
@@ -377,6 +382,47 @@ impl Tally {
             }
             Outcome::Aborted(how) => self.aborted.add(how, 1),
             Outcome::Error(failure) => self.errors.add(failure.map_or("unknown", Failure::name), 1),
+        }
+    }
+}
+
+/// What people have done to attempts by hand: a part of what the tally says
+/// was injected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ByHand {
+    /// Attempts that were held, and for how long in all.
+    pub held: u64,
+    pub time: Duration,
+    /// Requests that reached the upstream other than the client sent them.
+    pub asked: u64,
+    /// Genuine answers that were changed.
+    pub changed: u64,
+    /// Answers that no upstream has given.
+    pub made: u64,
+    pub aborted: u64,
+}
+
+impl ByHand {
+    fn add_all(&mut self, other: &Self) {
+        self.held += other.held;
+        self.time = self.time.saturating_add(other.time);
+        self.asked += other.asked;
+        self.changed += other.changed;
+        self.made += other.made;
+        self.aborted += other.aborted;
+    }
+
+    fn ended(&mut self, attempt: &Attempt, outcome: Outcome) {
+        let hand = &attempt.hand;
+        self.held += u64::from(hand.holds > 0);
+        self.time = self.time.saturating_add(hand.time);
+        self.asked += u64::from(hand.asked);
+        match outcome {
+            Outcome::Injected { genuine: Some(_), .. } if hand.told => self.changed += 1,
+            Outcome::Injected { genuine: None, .. } if hand.told => self.made += 1,
+            Outcome::Aborted(_) if hand.told => self.aborted += 1,
+            _ => {}
         }
     }
 }
