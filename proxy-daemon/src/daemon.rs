@@ -30,6 +30,7 @@ use tokio::{
 use crate::{
     control::{self, About, Controlled},
     flow::{Clock, Moment},
+    history::History,
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
     proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
@@ -54,6 +55,8 @@ const MAX_DOORS: usize = 64;
 /// How soon it is noticed that somebody is in a network namespace where nobody
 /// listens.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How long those who follow may take to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is still somebody where we listen.
 const SURVEY: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,8 @@ pub struct Settings {
     pub otlp: Option<otlp::Settings>,
     /// Keep the latest attempts for the report.
     pub timeline: bool,
+    /// How many ended attempts are kept for whoever looks.
+    pub keep: usize,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
     /// Where the page is served.
@@ -199,6 +204,8 @@ pub struct Instance {
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
     timeline: Option<std::thread::JoinHandle<Timeline>>,
+    /// Fills the history.
+    filling: Option<std::thread::JoinHandle<()>>,
     controlled: Arc<Controlled>,
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
@@ -260,8 +267,11 @@ impl Instance {
         let statsd = statsd.transpose().map_err(StartError::Listen)?;
         let otlp = settings.otlp.map(|settings| Otlp::start(settings, &proxy.account, &proxy.gate));
         let timeline = settings.timeline.then(|| timeline::keep(&proxy.account.feed, clock));
+        let history = Arc::new(History::new(clock, settings.keep));
+        let filling = history.is_kept().then(|| history.fill(&proxy.account.feed));
         let controlled = Arc::new(Controlled {
             account: Arc::clone(&proxy.account),
+            history,
             gate: Arc::clone(&proxy.gate),
             files: settings.rule_files,
             about: About {
@@ -309,6 +319,7 @@ impl Instance {
             watching: Some(watching),
             events,
             timeline,
+            filling,
             controlled,
             control,
             metrics,
@@ -463,6 +474,9 @@ impl Instance {
         // What is on its way to the disk is waited for, however slow it is.
         let events = joined(self.events.take()).await;
         let timeline = joined(self.timeline.take()).await;
+        joined(self.filling.take()).await;
+        // Whoever follows is told of the end.
+        self.controlled.history.left(FAREWELL).await;
         joined(self.statsd.take()).await;
         if let Some(otlp) = self.otlp.take() {
             otlp.finish().await;

@@ -147,6 +147,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         upstream: checked.upstream,
         events,
         timeline: args.options.wants_timeline(),
+        keep: args.options.keep,
         metrics: checked.metrics,
         page: checked.page,
         statsd: checked.statsd,

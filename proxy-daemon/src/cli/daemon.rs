@@ -194,6 +194,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         upstream,
         events,
         timeline: false,
+        keep: config.keep,
         metrics,
         page,
         statsd,

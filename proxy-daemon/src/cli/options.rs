@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::{
-    control,
+    control, history,
     proxy::{Mapping, Routes},
     redirect::{self, Choice, Reach, Wanted, Way},
     report::{self, Report, Timeline, assert::Assertion},
@@ -121,6 +121,13 @@ pub(super) struct Options {
     /// Write every attempt to a file as it ends, as a line of JSON
     #[arg(long, value_name = "FILE")]
     pub(super) events: Option<PathBuf>,
+
+    /// Keep the latest N attempts for `retryscope flows` and other views; 0 keeps none
+    ///
+    /// They take 256 bytes each at most, and 32 MiB for the header fields of
+    /// the latest.
+    #[arg(long, value_name = "N", default_value_t = history::KEPT, value_parser = kept)]
+    pub(super) keep: usize,
 
     /// Serve Prometheus metrics at this address, under /metrics
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464")]
@@ -236,6 +243,11 @@ fn watched_port(text: &str) -> Result<u16, String> {
         "any" => Ok(ANY),
         _ => text.parse().ok().filter(|port| *port != ANY).ok_or("write a number from 1 to 65535, or `any`".into()),
     }
+}
+
+fn kept(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number <= history::MAX_KEPT);
+    number.ok_or_else(|| format!("write a number from 0 to {}", history::MAX_KEPT))
 }
 
 impl Options {

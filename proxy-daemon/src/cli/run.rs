@@ -220,6 +220,7 @@ impl Job {
                 upstream: checked.upstream,
                 events,
                 timeline: options.wants_timeline(),
+                keep: options.keep,
                 metrics: checked.metrics,
                 page: checked.page,
                 statsd: checked.statsd,

@@ -13,6 +13,7 @@ use retryscope_ebpf::MAX_PORTS;
 use super::{Config, ConfigErrors, File, table};
 use crate::{
     flow::filter::FilterError,
+    history,
     process::confine::{Account, find_group},
     proxy::{Mapping, Routes},
     redirect::{PatternError, Patterns},
@@ -250,6 +251,9 @@ impl Checked<'_> {
         }
         for (item, _) in config.ports.iter().enumerate().filter(|(_, port)| **port == 0) {
             self.wrong(("", "ports"), Some(item), "a port is a number from 1 to 65535");
+        }
+        if config.keep > history::MAX_KEPT {
+            self.wrong(("", "keep"), None, format!("at most {} attempts can be kept", history::MAX_KEPT));
         }
         let extra: Vec<PathBuf> = config.upstream_ca.iter().map(|path| self.file.resolve(path)).collect();
         for (item, path) in extra.iter().enumerate() {

@@ -20,6 +20,7 @@ pub use check::{Changeable, Groups, Prepared, some_path};
 pub use error::{ConfigError, ConfigErrors};
 pub use print::default_file;
 
+use crate::history;
 use table::table;
 
 /// The largest file that is read.
@@ -59,6 +60,8 @@ table! {
         ca_dir: PathBuf = "/etc/retryscope".into() => default "\"/etc/retryscope\"";
         /// Whom the part that serves connections becomes, once everything is attached.
         user: String = "retryscope".into() => default "\"retryscope\"";
+        /// Keep so many of the latest attempts for `retryscope flows` and other views, at most 1000000; 0 keeps none.
+        keep: usize = history::KEPT => default "100000";
         /// What outlives a restart goes here, into a folder named after the instance. Empty: nothing does.
         state_dir: PathBuf = "/var/lib/retryscope".into() => default "\"/var/lib/retryscope\"";
         /// The control socket goes here, into a folder named after the instance.

@@ -12,6 +12,9 @@ use tokio::net::UnixListener;
 use super::server::refused;
 use crate::process::peer_groups;
 
+/// What is asked by POST, since it is long, and changes nothing.
+const HARMLESS: &str = "/v1/rules/check";
+
 /// Groups whose members may use the socket besides root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -52,7 +55,7 @@ pub(super) async fn authorise(
     request: Request,
     next: Next,
 ) -> Response {
-    let changes = request.method() != Method::GET;
+    let changes = request.method() != Method::GET && request.uri().path() != HARMLESS;
     if access.permits(&peer, changes) {
         return next.run(request).await;
     }

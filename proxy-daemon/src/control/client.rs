@@ -124,7 +124,7 @@ pub fn find(pid: Option<u32>) -> Result<Client, ClientError> {
 
 /// One instance's API.
 #[derive(Debug)]
-pub struct Client(PathBuf);
+pub struct Client(pub(super) PathBuf);
 
 impl Client {
     pub async fn about(&self) -> Result<About, ClientError> {
@@ -177,7 +177,7 @@ impl Client {
         Ok(changed.rules)
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -267,10 +267,10 @@ impl Client {
     }
 }
 
-/// What an answer says that is none.
-fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
-    let error = serde_json::from_slice::<Refused>(bytes)
-        .map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), |refused| refused.error);
+/// What the instance answered instead.
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    let error = serde_json::from_slice::<Refused>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).into_owned(), |refused| refused.error);
     match status {
         StatusCode::INTERNAL_SERVER_ERROR => ClientError::Broken(error),
         StatusCode::FORBIDDEN => ClientError::Forbidden(error),
@@ -281,12 +281,17 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
 /// A rule's path; names may hold any printable character.
 fn rule_path(name: &str) -> String {
     let mut path = "/v1/rules/".to_owned();
-    for byte in name.bytes() {
+    escape(&mut path, name);
+    path
+}
+
+/// Adds a part of a path or a parameter's value.
+pub(super) fn escape(path: &mut String, text: &str) {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') {
             path.push(char::from(byte));
         } else {
             path.push_str(&format!("%{byte:02X}"));
         }
     }
-    path
 }

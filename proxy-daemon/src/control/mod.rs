@@ -28,6 +28,7 @@ mod client;
 mod held;
 mod scraped;
 mod server;
+mod watch;
 
 use std::{
     fmt, fs, io,
@@ -36,18 +37,21 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, Following, all, find, named};
+pub use client::{Client, ClientError, Following as FollowingHeld, all, find, named};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
     Released, Verdict, Withdrawn,
 };
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind, bind_at, refused, routes};
+pub use server::{Server, api, bind, bind_at, document, refused};
+pub use watch::{Following, Told, Wanted};
 
 use crate::{
     flow::Moment,
+    history::History,
     process::confine,
     proxy::{Account, Gate},
     report::{self, Meta, Report, Said, differences},
@@ -63,7 +67,7 @@ pub const DAEMONS: &str = "/run/retryscope";
 pub const PID: &str = "pid";
 
 /// Which instance this is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct About {
     pub pid: u32,
     pub version: String,
@@ -90,7 +94,7 @@ pub trait Host: fmt::Debug + Send + Sync {
 }
 
 /// What a reload came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// How many rules are in force now.
     pub rules: usize,
@@ -100,7 +104,7 @@ pub struct Reloaded {
 }
 
 /// What an instance may do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Privileges {
     pub processes: Vec<Part>,
     /// What the process that serves connections tried just now.
@@ -108,14 +112,14 @@ pub struct Privileges {
 }
 
 /// A process of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Part {
     /// `server` or `keeper`.
     pub role: String,
     pub pid: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Attempted {
     pub what: String,
     /// How the kernel refused it; absent where it could be done.
@@ -123,7 +127,7 @@ pub struct Attempted {
 }
 
 /// The rules in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RulesView {
     pub seed: u64,
     pub dry_run: bool,
@@ -134,7 +138,7 @@ pub struct RulesView {
     pub rules: Vec<RuleView>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RuleView {
     pub name: String,
     /// As on the command line.
@@ -162,7 +166,7 @@ impl RuleView {
 }
 
 /// The report so far, and what it says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Overview {
     pub report: Report,
     #[serde(flatten)]
@@ -170,7 +174,7 @@ pub struct Overview {
 }
 
 /// Where the page is.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct PageAddress {
     /// With the token.
     pub url: String,
@@ -192,37 +196,68 @@ impl fmt::Debug for PageAddress {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct NewRule {
+    /// `FILTER => ACTION [LIMITS]`, as on the command line.
     rule: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Added {
     name: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct Switch {
     enabled: bool,
 }
 
 /// What a change came to.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Changed {
     /// How many rules are in force now.
     rules: usize,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 struct Refused {
+    /// One sentence: what is wrong, and what to do about it.
     error: String,
+}
+
+/// A rule that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckedRule {
+    /// What it would be called.
+    pub name: String,
+    /// As it would be listed.
+    pub rule: String,
+}
+
+/// What may come at the end of a filter that is typed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Completed {
+    /// How many characters at the end of the text an item takes the place of.
+    pub replace: usize,
+    /// Likeliest first.
+    pub items: Vec<Offer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Offer {
+    pub text: String,
+    /// What an operator means; empty for values.
+    pub help: String,
 }
 
 /// What the API works on.
 #[derive(Debug)]
 pub struct Controlled {
     pub account: Arc<Account>,
+    /// Ended attempts.
+    pub history: Arc<History>,
     pub gate: Arc<dyn Gate>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,

@@ -76,6 +76,11 @@ impl Headers {
         self.fields.len()
     }
 
+    /// What it takes, of a buffer of its own.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + self.fields.capacity() * size_of::<Field>()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }

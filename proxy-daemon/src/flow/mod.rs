@@ -10,6 +10,7 @@ pub mod content;
 pub mod filter;
 mod headers;
 pub mod record;
+pub mod redact;
 pub mod route;
 
 use std::{

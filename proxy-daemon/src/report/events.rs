@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::build::{ms, time};
 use crate::{
-    flow::{Attempt, Clock, Evidence, Protocol},
+    flow::{Attempt, Clock, Evidence, Protocol, redact},
     process::{container, unit},
     proxy::Subscription,
     retry::Class,
@@ -139,7 +139,7 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
         operation: attempt.operation.name.as_deref(),
         protocol: protocol(attempt.protocol),
         method: &attempt.request.method,
-        url: redacted(&attempt.request.url()),
+        url: redact::url(&attempt.request.url()).into_owned(),
         status: response.map(|response| response.status),
         reason: response.map(|response| response.reason.as_str()).filter(|reason| !reason.is_empty()),
         told: attempt.status(),
@@ -157,7 +157,7 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
     serde_json::to_string(&event).unwrap_or_default()
 }
 
-pub(super) fn evidence(evidence: Evidence) -> &'static str {
+pub(crate) fn evidence(evidence: Evidence) -> &'static str {
     match evidence {
         Evidence::Exact => "exact",
         Evidence::Inferred => "inferred",
@@ -165,48 +165,12 @@ pub(super) fn evidence(evidence: Evidence) -> &'static str {
     }
 }
 
-pub(super) fn protocol(protocol: Protocol) -> &'static str {
+pub(crate) fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Http10 => "http/1.0",
         Protocol::Http11 => "http/1.1",
         Protocol::Http2 => "h2",
     }
-}
-
-/// Query keys whose values sign a request or let somebody in, in lower case.
-const SECRETS: &[&str] = &[
-    "x-amz-signature",
-    "x-amz-security-token",
-    "x-amz-credential",
-    "x-goog-signature",
-    "x-goog-credential",
-    "signature",
-    "sig",
-    "awsaccesskeyid",
-    "token",
-    "access_token",
-    "id_token",
-    "refresh_token",
-    "api_key",
-    "api-key",
-    "apikey",
-    "key",
-    "password",
-    "secret",
-    "client_secret",
-    "code",
-];
-
-/// The URL without the values that sign it or let somebody in.
-pub fn redacted(url: &str) -> String {
-    let Some((path, query)) = url.split_once('?') else { return url.to_owned() };
-    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((key, value)) if !value.is_empty() && SECRETS.iter().any(|name| key.eq_ignore_ascii_case(name)) => {
-            format!("{key}=REDACTED")
-        }
-        _ => pair.to_owned(),
-    });
-    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 /// What came of the file.

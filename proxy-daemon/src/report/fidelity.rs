@@ -15,7 +15,7 @@ use crate::{
 const MAX_LISTED: usize = 256;
 
 /// One way in which the run differed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DifferenceEntry {
     /// What sort of difference it is, one of `KINDS`.
     pub kind: String,

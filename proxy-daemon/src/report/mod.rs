@@ -5,7 +5,7 @@
 //! it), [`text`], the same for a person, and [`html`], a page. All come out
 //! equal for equal input: order is fixed here, nothing reads a clock.
 pub mod assert;
-mod build;
+pub(crate) mod build;
 pub mod diff;
 pub mod events;
 mod fidelity;
@@ -31,6 +31,7 @@ pub use said::Said;
 use serde::{Deserialize, Serialize};
 pub use text::text;
 pub use timeline::Timeline;
+use utoipa::ToSchema;
 
 /// The version of the document's shape. Fields are added under the same
 /// version, never renamed or given another meaning.
@@ -63,7 +64,7 @@ pub struct Meta {
 }
 
 /// The document. Durations are in milliseconds, times in RFC 3339 (UTC).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Report {
     pub schema: u32,
     /// Of the program that wrote it.
@@ -92,7 +93,7 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AssertionEntry {
     /// As it was typed.
     pub assertion: String,
@@ -102,7 +103,7 @@ pub struct AssertionEntry {
 }
 
 /// Sums over processes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Totals {
     pub processes: u64,
     #[serde(flatten)]
@@ -117,7 +118,7 @@ pub struct Totals {
     pub connections: ConnectionsEntry,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessEntry {
     pub pid: u32,
     /// Start time in clock ticks since boot: tells a recycled pid apart.
@@ -171,7 +172,7 @@ pub struct ProcessEntry {
 }
 
 /// Connections to one name that were passed on untouched, for one reason.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TunnelEntry {
     /// The name asked for, or the address where none was.
     pub name: String,
@@ -185,7 +186,7 @@ pub struct TunnelEntry {
     pub longest_ms: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OperationEntry {
     pub service: Option<String>,
     /// As the service names it; where it has no name, `METHOD host/path`
@@ -197,7 +198,7 @@ pub struct OperationEntry {
     pub outcomes: OutcomesEntry,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CountsEntry {
     pub calls: u64,
     /// Calls with at least one retry.
@@ -241,14 +242,14 @@ pub struct CountsEntry {
     pub backoff: BackoffEntry,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClassEntry {
     pub genuine: u64,
     pub injected: u64,
 }
 
 /// How long responses asked clients to wait, and what came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RetryAfterEntry {
     /// Failed attempts whose response asked for a wait.
     pub asked: u64,
@@ -260,7 +261,7 @@ pub struct RetryAfterEntry {
 }
 
 /// What failed attempts have cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WastedEntry {
     pub ms: f64,
     pub sent_bytes: u64,
@@ -269,7 +270,7 @@ pub struct WastedEntry {
 
 /// Retries that woke together: at least ten within a tenth of a second, after
 /// fewer in the half second before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HerdsEntry {
     pub herds: u64,
     pub retries: u64,
@@ -278,7 +279,7 @@ pub struct HerdsEntry {
 
 /// Every attempt is in exactly one of `statuses`, `injected`, `aborted` and
 /// `errors`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OutcomesEntry {
     /// Told as the upstream gave them.
     pub statuses: BTreeMap<String, u64>,
@@ -293,7 +294,7 @@ pub struct OutcomesEntry {
     pub errors: BTreeMap<String, u64>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackoffEntry {
     pub count: u64,
     pub total_ms: f64,
@@ -311,34 +312,34 @@ pub struct BackoffEntry {
 }
 
 /// Counts in slots of equal length, at most 48.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TimelineEntry {
     pub slot_ms: f64,
     pub retries: Vec<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConnectionsEntry {
     pub intercepted: u64,
     pub tunnelled: u64,
     pub refused: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RuleEntry {
     pub name: String,
     /// How often it acted.
     pub hits: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RuleWaitEntry {
     pub name: String,
     pub count: u64,
     pub total_ms: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemEntry {
     pub kind: String,
     pub name: String,
@@ -347,7 +348,7 @@ pub struct ProblemEntry {
 }
 
 /// What the ledger's limits have cost; all zero below them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BoundsEntry {
     pub calls_forgotten: u64,
     pub processes_folded: u64,

@@ -1,9 +1,10 @@
 //! What a report says, in sentences, for those that show it in their own way.
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Report, text, words::GLUE};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Said {
     /// Of each process, in the order of the report; the verdict first.
     pub said: Vec<Vec<String>>,

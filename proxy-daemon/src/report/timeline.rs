@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use super::{
     build::{ms, time},
-    events::{evidence, protocol, redacted},
+    events::{evidence, protocol},
 };
 use crate::{
-    flow::{Attempt, Clock, Failure, Moment},
+    flow::{Attempt, Clock, Failure, Moment, redact},
     process::ProcessKey,
     proxy::{Feed, Subscription},
     retry::{Class, OperationName},
@@ -101,7 +101,7 @@ impl Row {
             waited_for_rule: attempt.link.waited.is_some_and(|wait| wait.injected),
             operation: cut(&named(attempt)),
             method: cut(&attempt.request.method),
-            url: cut(&redacted(&attempt.request.url())),
+            url: cut(&redact::url(&attempt.request.url())),
             protocol: protocol(attempt.protocol),
             status: attempt.response.as_ref().map(|response| response.status),
             told: attempt.status(),

@@ -1,50 +1,76 @@
-//! The instance itself: which it is, its report so far, what it may do.
+//! The instance itself: which it is, its report so far, what it may do, and
+//! the description of all this.
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{get, post},
+use axum::{Json, extract::State, http::StatusCode};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Shared,
+    extract::{Problem, Wrong},
+};
+use crate::{
+    control::{About, Controlled, Overview, Privileges, Refused, Reloaded},
+    report::Report,
 };
 
-use super::{Shared, refused};
-use crate::control::Controlled;
-
-pub(super) fn routes() -> Router<Arc<Controlled>> {
-    Router::new()
-        .route("/v1/instance", get(instance))
-        .route("/v1/report", get(report))
-        .route("/v1/overview", get(overview))
-        .route("/v1/reload", post(reload))
-        .route("/v1/privileges", get(privileges))
+pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::new()
+        .routes(routes!(instance))
+        .routes(routes!(report))
+        .routes(routes!(overview))
+        .routes(routes!(reload))
+        .routes(routes!(privileges))
+        .routes(routes!(openapi))
 }
 
-async fn instance(State(it): Shared) -> Response {
-    Json(it.about()).into_response()
+/// Which instance this is.
+#[utoipa::path(get, path = "/v1/instance", responses((status = 200, body = About), Wrong))]
+async fn instance(State(it): Shared) -> Json<About> {
+    Json(it.about())
 }
 
-async fn report(State(it): Shared) -> Response {
-    Json(it.report()).into_response()
+/// The report so far. `schema-1.json` describes it in full.
+#[utoipa::path(get, path = "/v1/report", responses((status = 200, body = Report), Wrong))]
+async fn report(State(it): Shared) -> Json<Report> {
+    Json(it.report())
 }
 
-async fn overview(State(it): Shared) -> Response {
-    Json(it.overview()).into_response()
+/// The report so far, with what it says of each process, in sentences.
+#[utoipa::path(get, path = "/v1/overview", responses((status = 200, body = Overview), Wrong))]
+async fn overview(State(it): Shared) -> Json<Overview> {
+    Json(it.overview())
 }
 
-async fn reload(State(it): Shared) -> Response {
+/// Reads the rule files (a daemon: its configuration) again.
+#[utoipa::path(
+    post,
+    path = "/v1/reload",
+    responses(
+        (status = 200, body = Reloaded),
+        Wrong,
+        (status = 422, description = "What was in force stays.", body = Refused)
+    )
+)]
+async fn reload(State(it): Shared) -> Result<Json<Reloaded>, Problem> {
     // Reading files, and a daemon's waiting for its keeper, may take a moment.
-    match tokio::task::spawn_blocking(move || it.reload()).await {
-        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
-        Ok(Err(error)) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
-        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
-    }
+    let reloaded = tokio::task::spawn_blocking(move || it.reload()).await.map_err(Problem::fault)?;
+    reloaded.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
 }
 
-async fn privileges(State(it): Shared) -> Response {
-    match tokio::task::spawn_blocking(move || it.privileges()).await {
-        Ok(privileges) => Json(privileges).into_response(),
-        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
-    }
+/// The instance's processes, and what the one that serves connections is
+/// refused.
+#[utoipa::path(get, path = "/v1/privileges", responses((status = 200, body = Privileges), Wrong))]
+async fn privileges(State(it): Shared) -> Result<Json<Privileges>, Problem> {
+    tokio::task::spawn_blocking(move || it.privileges()).await.map(Json).map_err(Problem::fault)
+}
+
+/// This description.
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object), Wrong)
+)]
+async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(super::document())
 }

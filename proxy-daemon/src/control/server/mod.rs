@@ -1,5 +1,7 @@
 //! The API's server: the socket, and the routes of each idea in a file of its
 //! own, which [`Server::start`] puts together.
+mod attempts;
+mod extract;
 mod held;
 mod instance;
 mod page;
@@ -15,11 +17,13 @@ use std::{
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{Method, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Response},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     Access, Controlled, FOLDER, Refused, SOCKET,
@@ -54,9 +58,8 @@ pub struct Server(JoinHandle<()>);
 
 impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
-        let router = routes(&controlled)
-            .merge(page::routes().with_state(controlled))
-            .layer(middleware::from_fn_with_state(access, authorise));
+        let router =
+            router(routes().merge(page::routes()), controlled).layer(middleware::from_fn_with_state(access, authorise));
         Self(tokio::spawn(async move {
             let service = router.into_make_service_with_connect_info::<Peer>();
             if let Err(error) = axum::serve(listener, service).await {
@@ -67,13 +70,53 @@ impl Server {
 }
 
 /// What every way to the API leads to. Whoever serves it says who may ask.
-pub fn routes(controlled: &Arc<Controlled>) -> Router {
-    Router::new()
+pub fn api(controlled: &Arc<Controlled>) -> Router {
+    router(routes(), Arc::clone(controlled))
+}
+
+fn router(routes: OpenApiRouter<Arc<Controlled>>, controlled: Arc<Controlled>) -> Router {
+    let (router, _) = routes.split_for_parts();
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(unable)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(controlled)
+}
+
+/// Every route, and its description.
+fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(instance::routes())
         .merge(rules::routes())
-        .merge(held::routes())
-        .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(Arc::clone(controlled))
+        .merge(attempts::routes())
+        .merge(held::routes().into())
+}
+
+/// The description of all routes (OpenAPI 3.1).
+pub fn document() -> OpenApi {
+    routes().merge(page::routes()).into_openapi()
+}
+
+/// retryscope's local API: what its own views use. Within v1, fields and
+/// routes are added, never renamed or given another meaning. Every refusal is
+/// JSON with one sentence in `error`.
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "retryscope",
+    version = "1",
+    license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+))]
+struct ApiDoc;
+
+async fn unknown(uri: Uri) -> Response {
+    refused(StatusCode::NOT_FOUND, &format!("there is nothing at {}; /v1/openapi.json tells what there is", uri.path()))
+}
+
+async fn unable(method: Method, uri: Uri) -> Response {
+    refused(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &format!("{method} means nothing at {}; /v1/openapi.json tells what does", uri.path()),
+    )
 }
 
 impl Drop for Server {

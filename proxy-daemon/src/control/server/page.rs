@@ -3,27 +3,25 @@
 //! tell it.
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::post,
-};
+use axum::{Json, extract::State};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Shared, refused};
+use super::{
+    Shared,
+    extract::{Absent, Problem, Wrong},
+};
 use crate::control::{Controlled, PageAddress};
 
-pub(super) fn routes() -> Router<Arc<Controlled>> {
-    Router::new().route("/v1/page", post(page))
+pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::new().routes(routes!(page))
 }
 
-async fn page(State(it): Shared) -> Response {
+/// The page's address with its token. Of the control socket alone.
+#[utoipa::path(post, path = "/v1/page", responses((status = 200, body = PageAddress), Wrong, Absent))]
+async fn page(State(it): Shared) -> Result<Json<PageAddress>, Problem> {
+    let none = "this instance serves no page; start it with --page (a daemon: `page` in its configuration)";
     match &it.page {
-        Some(url) => Json(PageAddress { url: url.0.clone() }).into_response(),
-        None => refused(
-            StatusCode::NOT_FOUND,
-            &"this instance serves no page; start it with --page (a daemon: `page` in its configuration)",
-        ),
+        Some(url) => Ok(Json(PageAddress { url: url.0.clone() })),
+        None => Err(Problem::absent(none)),
     }
 }

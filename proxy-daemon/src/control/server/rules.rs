@@ -1,61 +1,121 @@
 //! The rules in force: seen, added, removed, switched.
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::{Path, State},
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{delete, get, put},
+use axum::{Json, extract::State, http::StatusCode, routing::delete};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Shared,
+    extract::{Absent, Given, Named, Problem, Wrong, WrongBody},
+};
+use crate::{
+    control::{Added, Changed, CheckedRule, Controlled, NewRule, RulesView, Switch},
+    rules::{RuleErrors, RuleSet},
 };
 
-use super::{Shared, refused};
-use crate::control::{Added, Changed, Controlled, NewRule, Switch};
-
-pub(super) fn routes() -> Router<Arc<Controlled>> {
-    Router::new()
-        .route("/v1/rules", get(rules).post(add))
-        .route("/v1/rules/{name}", delete(remove))
-        .route("/v1/rules/{name}/enabled", put(switch))
-        .route("/v1/enabled", put(switch_all))
+pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    OpenApiRouter::new()
+        .routes(routes!(rules, add))
+        .routes(routes!(check))
+        .routes(routes!(remove))
+        .routes(routes!(switch))
+        .routes(routes!(switch_all))
+        // A rule may have this name.
+        .route("/v1/rules/check", delete(|it| remove(it, Named("check".into()))))
 }
 
-fn changed(rules: Option<usize>, name: &str) -> Response {
-    match rules {
-        Some(rules) => Json(Changed { rules }).into_response(),
-        None => refused(
-            StatusCode::NOT_FOUND,
-            &format!("there is no rule named \"{name}\"; `retryscope rules list` shows the names"),
-        ),
-    }
+fn changed(rules: Option<usize>, name: &str) -> Result<Json<Changed>, Problem> {
+    let unknown = || format!("there is no rule named \"{name}\"; `retryscope rules list` shows the names");
+    rules.map(|rules| Json(Changed { rules })).ok_or_else(|| Problem::absent(unknown()))
 }
 
-async fn rules(State(it): Shared) -> Response {
-    Json(it.rules()).into_response()
+fn broken(errors: &RuleErrors) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string())
 }
 
-async fn add(State(it): Shared, Json(new): Json<NewRule>) -> Response {
+/// The rules in force and what they have done.
+#[utoipa::path(get, path = "/v1/rules", responses((status = 200, body = RulesView), Wrong))]
+async fn rules(State(it): Shared) -> Json<RulesView> {
+    Json(it.rules())
+}
+
+/// Adds a rule after those that are there; it acts from the next attempt on.
+#[utoipa::path(
+    post,
+    path = "/v1/rules",
+    request_body = NewRule,
+    responses((status = 201, body = Added), WrongBody)
+)]
+async fn add(State(it): Shared, Given(new): Given<NewRule>) -> Result<(StatusCode, Json<Added>), Problem> {
     let mut name = String::new();
-    let added = it.edit(|set| {
+    it.edit(|set| {
         let (set, given) = set.with_added(&new.rule)?;
         name = given;
-        Ok::<_, crate::rules::RuleErrors>(set)
+        Ok(set)
+    })
+    .map_err(|errors| broken(&errors))?;
+    Ok((StatusCode::CREATED, Json(Added { name })))
+}
+
+/// Says whether a rule could be added, and changes nothing.
+#[utoipa::path(
+    post,
+    path = "/v1/rules/check",
+    request_body = NewRule,
+    responses((status = 200, body = CheckedRule), WrongBody)
+)]
+async fn check(State(it): Shared, Given(new): Given<NewRule>) -> Result<Json<CheckedRule>, Problem> {
+    let mut checked = None;
+    // What is refused changes nothing.
+    let _ = it.edit(|set| {
+        checked = Some(set.with_added(&new.rule));
+        Err::<RuleSet, ()>(())
     });
-    match added {
-        Ok(_) => (StatusCode::CREATED, Json(Added { name })).into_response(),
-        Err(errors) => refused(StatusCode::UNPROCESSABLE_ENTITY, &errors),
+    match checked {
+        Some(Ok((set, name))) => {
+            let rule = set.iter().last().map(|entry| entry.rule.text.clone()).unwrap_or_default();
+            Ok(Json(CheckedRule { name, rule }))
+        }
+        Some(Err(errors)) => Err(broken(&errors)),
+        None => Err(Problem::fault("the rules could not be seen")),
     }
 }
 
-async fn remove(State(it): Shared, Path(name): Path<String>) -> Response {
+/// Removes a rule.
+#[utoipa::path(
+    delete,
+    path = "/v1/rules/{name}",
+    params(("name" = String, Path, description = "The rule's name.")),
+    responses((status = 200, body = Changed), Wrong, Absent)
+)]
+async fn remove(State(it): Shared, Named(name): Named<String>) -> Result<Json<Changed>, Problem> {
     changed(it.edit(|set| set.without(&name).ok_or(())).ok(), &name)
 }
 
-async fn switch(State(it): Shared, Path(name): Path<String>, Json(to): Json<Switch>) -> Response {
+/// Switches a rule off or on.
+#[utoipa::path(
+    put,
+    path = "/v1/rules/{name}/enabled",
+    params(("name" = String, Path, description = "The rule's name.")),
+    request_body = Switch,
+    responses((status = 200, body = Changed), WrongBody, Absent)
+)]
+async fn switch(
+    State(it): Shared,
+    Named(name): Named<String>,
+    Given(to): Given<Switch>,
+) -> Result<Json<Changed>, Problem> {
     changed(it.edit(|set| set.switched(&name, to.enabled).ok_or(())).ok(), &name)
 }
 
-async fn switch_all(State(it): Shared, Json(to): Json<Switch>) -> Response {
+/// Switches all rules off or on.
+#[utoipa::path(
+    put,
+    path = "/v1/enabled",
+    request_body = Switch,
+    responses((status = 200, body = Changed), WrongBody)
+)]
+async fn switch_all(State(it): Shared, Given(to): Given<Switch>) -> Result<Json<Changed>, Problem> {
     let switched = it.edit(|set| {
         let names: Vec<_> = set.iter().map(|entry| Arc::clone(&entry.rule.name)).collect();
         let mut set = set.clone();

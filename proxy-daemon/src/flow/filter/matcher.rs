@@ -13,7 +13,7 @@ use crate::flow::Attempt;
 /// What counts as unknown, each with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Unknown {
-    /// Bodies that were too long, or too late.
+    /// Bodies that were too long, or too late; heads that are gone.
     Beyond,
     /// Bodies that nobody has read yet.
     Unread,
@@ -66,7 +66,7 @@ impl Matcher {
     }
 
     /// As [`Self::is_match`], but `None` where the answer depends on a body
-    /// that could not be read.
+    /// that could not be read, or on a head that is gone.
     pub(super) fn judge(&self, view: &View<'_>) -> Option<bool> {
         self.settled(view, Unknown::Beyond)
     }
@@ -102,7 +102,7 @@ impl Matcher {
             Matcher::Search { texts, .. } => {
                 let found = self.is_match(view);
                 let open = |text: &Text| {
-                    text.is_beyond(view.attempt)
+                    view.is_beyond(*text)
                         || (unknown >= Unknown::Unread && text.is_unread(view.attempt))
                         || (unknown >= Unknown::Response && text.is_of_response())
                 };

@@ -7,6 +7,7 @@
 //! and keeps no state. Regular expressions are searched for anywhere, without
 //! case. Length, depth and the size of each expression are bounded.
 mod caret;
+mod complete;
 mod glob;
 mod matcher;
 mod operator;
@@ -21,6 +22,7 @@ mod view;
 use std::{fmt, ops::Range, str::FromStr};
 
 pub use caret::{Excerpt, excerpt};
+pub use complete::{Completion, Completions, Known, complete};
 pub use glob::Glob;
 pub use operator::{OPERATORS, Operator};
 pub use parse::{MAX_DEPTH, MAX_LENGTH};
@@ -119,11 +121,22 @@ impl Filter {
     }
 
     /// As [`Self::matches_view`], but `None` where the answer depends on a body
+    /// that could not be read, or on a head that is gone.
+    pub fn judge(&self, view: &View<'_>) -> Option<bool> {
+        self.matcher.judge(view)
+    }
+
+    /// As [`Self::matches_view`], but `None` where the answer depends on a body
     /// that nobody has read and that can still be read: the request's until
     /// the response has come, the response's from then on. A body that was
     /// missed is one that does not match.
     pub fn without_body(&self, view: &View<'_>) -> Option<bool> {
         self.matcher.without_body(view)
+    }
+
+    /// It looks at header fields.
+    pub fn needs_heads(&self) -> bool {
+        operator::needs_heads(&self.expr)
     }
 
     pub fn needs(&self) -> Needs {

@@ -204,6 +204,13 @@ pub(super) fn needs(expr: &Expr) -> Needs {
     needs
 }
 
+pub(super) fn needs_heads(expr: &Expr) -> bool {
+    expr.leaves().iter().any(|(leaf, _)| match &leaf.operator.takes {
+        Takes::Regex(texts) => texts.contains(&Text::RequestHead) || texts.contains(&Text::ResponseHead),
+        _ => false,
+    })
+}
+
 pub(super) fn find(code: &str) -> Option<&'static Operator> {
     OPERATORS.iter().find(|operator| operator.code == code)
 }

@@ -69,15 +69,6 @@ impl Text {
         }
     }
 
-    /// It is of a body that could not be read.
-    pub(super) fn is_beyond(self, attempt: &Attempt) -> bool {
-        match self {
-            Text::RequestBody => attempt.request_content == Content::Beyond,
-            Text::ResponseBody => attempt.response_content == Content::Beyond,
-            _ => false,
-        }
-    }
-
     pub(super) fn is_of_response(self) -> bool {
         matches!(self, Text::ResponseHead | Text::ResponseType | Text::ResponseBody)
     }
@@ -158,13 +149,33 @@ thread_local! {
 #[derive(Debug)]
 pub struct View<'a> {
     pub(super) attempt: &'a Attempt,
+    heads_gone: bool,
     facts: OnceCell<Arc<Facts>>,
     texts: [OnceCell<Option<Hay>>; TEXTS],
 }
 
 impl<'a> View<'a> {
     pub fn new(attempt: &'a Attempt) -> Self {
-        Self { attempt, facts: OnceCell::new(), texts: Default::default() }
+        Self { attempt, heads_gone: false, facts: OnceCell::new(), texts: Default::default() }
+    }
+
+    /// One whose heads are kept no longer, but for the fields that tell its
+    /// content types and a protocol asked for.
+    pub fn without_heads(attempt: &'a Attempt) -> Self {
+        let mut view = Self::new(attempt);
+        view.heads_gone = true;
+        view
+    }
+
+    /// The text is of a body that could not be read, or of a head that is
+    /// gone.
+    pub(super) fn is_beyond(&self, text: Text) -> bool {
+        match text {
+            Text::RequestBody => self.attempt.request_content == Content::Beyond,
+            Text::ResponseBody => self.attempt.response_content == Content::Beyond,
+            Text::RequestHead | Text::ResponseHead => self.heads_gone,
+            _ => false,
+        }
     }
 
     /// The text, unless the attempt has none of the kind (yet).

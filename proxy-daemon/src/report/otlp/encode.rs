@@ -28,9 +28,8 @@ use super::{
     program::{program, value},
 };
 use crate::{
-    flow::{Attempt, Clock, Evidence, Moment, Protocol, Wait},
+    flow::{Attempt, Clock, Evidence, Moment, Protocol, Wait, redact},
     process::{ProcessKey, container, unit},
-    report::events::redacted,
     retry::{Class, OperationName},
 };
 
@@ -353,15 +352,10 @@ fn of_attempt(attempt: &Attempt) -> Vec<KeyValue> {
 /// The URL without a user's name and password and what else lets somebody in,
 /// and not too long.
 fn shown(url: &str) -> String {
-    let bare = url.split_once("://").and_then(|(scheme, rest)| {
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (_, host) = authority.rsplit_once('@')?;
-        Some(format!("{scheme}://REDACTED@{host}/{path}"))
-    });
-    let url = redacted(bare.as_deref().unwrap_or(url));
+    let url = redact::url(url);
     match url.char_indices().nth(MAX_URL) {
         Some((at, _)) => url[..at].to_owned(),
-        None => url,
+        None => url.into_owned(),
     }
 }
 

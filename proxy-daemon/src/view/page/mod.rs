@@ -91,7 +91,7 @@ pub struct Page(JoinHandle<()>);
 impl Page {
     pub fn start(opened: Opened, controlled: &Arc<Controlled>) -> io::Result<Self> {
         let listener = tokio::net::TcpListener::from_std(opened.listener)?;
-        let guarded = guard::around(assets::routes(), control::routes(controlled), opened.token);
+        let guarded = guard::around(assets::routes(), control::api(controlled), opened.token);
         Ok(Self(tokio::spawn(serve::serve(listener, guarded))))
     }
 }
