@@ -2,10 +2,11 @@
 // instance.
 import { call, get, ignore, onStanding, standing, takeToken } from "./api.js";
 import { button, element, put, say } from "./dom.js";
+import { flows } from "./flows.js";
 import { overview } from "./overview.js";
 import { rules } from "./rules.js";
 
-const VIEWS = [overview, rules];
+const VIEWS = [overview, flows, rules];
 const main = document.getElementById("main");
 const places = new Map();
 let shown = null;

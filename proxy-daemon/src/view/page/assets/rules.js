@@ -1,5 +1,6 @@
 // The rules in force: checked as they are typed, added, switched, removed.
 import { call, get, ignore } from "./api.js";
+import { completes } from "./filter.js";
 import { button, count, element, keyed, number, put, say } from "./dom.js";
 
 const EVERY = 2000;
@@ -43,6 +44,8 @@ export const rules = {
       none,
       list,
     );
+    // Before the arrow, a rule is a filter.
+    completes(input, (text) => (text.includes("=>") ? null : text));
     let told = null;
     let timer = 0;
     let visible = false;
@@ -156,15 +159,17 @@ export const rules = {
       const mine = (checked += 1);
       const text = input.value;
       if (!text.trim()) return tell("", true);
-      let answer;
+      let says;
+      let good = true;
       try {
-        answer = await call("POST", "/v1/rules/check", { rule: text });
+        const { name, rule } = await call("POST", "/v1/rules/check", { rule: text });
+        says = rule.startsWith(name) ? `Can be added: ${rule}` : `Can be added as "${name}": ${rule}`;
       } catch (error) {
-        answer = { error: error.message };
+        ignore(error);
+        says = error.message;
+        good = false;
       }
-      if (mine !== checked) return;
-      if (answer.error) tell(answer.error, false);
-      else tell("A rule that can be added.", true);
+      if (mine === checked) tell(says, good);
     }
 
     return {
