@@ -3,10 +3,12 @@
 import { call, get, ignore, onStanding, standing, takeToken } from "./api.js";
 import { button, element, put, say } from "./dom.js";
 import { flows } from "./flows.js";
+import { holds } from "./holds.js";
 import { overview } from "./overview.js";
 import { rules } from "./rules.js";
+import { timeline } from "./timeline.js";
 
-const VIEWS = [overview, flows, rules];
+const VIEWS = [overview, flows, timeline, rules, holds];
 const main = document.getElementById("main");
 const places = new Map();
 let shown = null;
@@ -141,6 +143,19 @@ function locked() {
   removeEventListener("hashchange", route);
 }
 
+// What is held is told wherever one looks: somebody's client waits.
+function watchHolds() {
+  const place = places.get(holds.name);
+  place.made ??= holds.make(page);
+  const badge = element("span", { className: "badge", hidden: true });
+  place.link.append(badge);
+  place.made.watch(new AbortController().signal, (held) => {
+    badge.hidden = held === 0;
+    say(badge, String(held));
+    badge.setAttribute("aria-label", `${held} held`);
+  });
+}
+
 async function about() {
   try {
     const told = await get("/v1/instance");
@@ -159,6 +174,7 @@ if (takeToken()) {
   addEventListener("keydown", keys);
   document.getElementById("help").addEventListener("click", help);
   route();
+  watchHolds();
   about();
   // So that an end is noticed, also where nothing else is asked.
   setInterval(() => {
