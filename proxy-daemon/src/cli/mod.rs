@@ -13,6 +13,7 @@ mod doctor;
 mod edit;
 mod held;
 mod intercept;
+mod flows;
 mod log;
 mod options;
 mod otlp;
@@ -80,6 +81,8 @@ enum Command {
     Report(report::Args),
     /// Print the address of a running instance's page, with the token that lets a browser in
     Page(page::Args),
+    /// Show a running instance's attempts, a line for each as it ends
+    Flows(flows::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Have attempts wait for you, at their request or their response
@@ -182,6 +185,7 @@ pub fn main() -> ExitCode {
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Page(args) => page::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Intercept(args) => intercept::run(args),
         Command::Held(args) => held::list(&args),

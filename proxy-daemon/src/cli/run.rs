@@ -3,7 +3,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs,
-    io::Write,
+    io::{IsTerminal, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -274,6 +274,10 @@ impl Job {
             }
         };
         tracing::debug!("the command was started, or refused");
+        if refusal.is_none() && std::io::stderr().is_terminal() {
+            let line = ["flows".to_owned(), "--follow".into(), "--instance".into(), std::process::id().to_string()];
+            say(&format!("to watch it from a second terminal: {}", sudo_line(&line)));
+        }
         if let Some(Refusal { message, code }) = refusal {
             let _ = ended.await;
             instance.finish(Duration::ZERO, std::future::pending()).await;

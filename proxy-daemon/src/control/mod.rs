@@ -4,25 +4,8 @@
 //! told so, the members of a group ([`Access`]). Out: the rules in force, changed for the next attempt. A
 //! change that is refused changes nothing, and says why in `error`.
 //!
-//! | request | does |
-//! |---|---|
-//! | `GET /v1/instance` | tells which instance this is |
-//! | `GET /v1/report` | the report so far |
-//! | `GET /v1/rules` | the rules in force and what they have done |
-//! | `POST /v1/rules` `{"rule": "FILTER => ACTION"}` | adds a rule at the end |
-//! | `DELETE /v1/rules/NAME` | removes one |
-//! | `PUT /v1/rules/NAME/enabled` `{"enabled": false}` | switches one off or on |
-//! | `PUT /v1/enabled` `{"enabled": false}` | switches all off or on |
-//! | `POST /v1/reload` | reads the rule files (a daemon: its configuration) again |
-//! | `GET /v1/overview` | the report so far, with what it says of each process |
-//! | `POST /v1/page` | where the page is, with its token; for whoever may change things |
-//! | `GET /v1/intercepts` | what holds attempts |
-//! | `POST /v1/intercepts` `{"filter": "FILTER", "at": "response"}` | holds those that match, from the next on |
-//! | `DELETE /v1/intercepts/ID` | holds no more; what is held goes on untouched |
-//! | `GET /v1/held`, `GET /v1/held/ID` | attempts that are held; one in full |
-//! | `POST /v1/held/ID` `{"action": "resume", "status": 429}` | lets one go (`resume`, `answer`, `drop`) |
-//! | `GET /v1/held/follow` | the same as it happens: server-sent events |
-//! | `GET /v1/privileges` | the instance's processes, and what the one that serves connections is refused |
+//! What there is, is told by `GET /v1/openapi.json`, which is made of the
+//! handlers and their types; `docs/openapi.json` is the same.
 mod access;
 mod client;
 mod held;

@@ -62,13 +62,36 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Gives memory that is free, but kept by the allocator, back to the system.
+/// Gives back what only the start needed: memory that is free, but kept by the
+/// allocator, and our own code, which comes back page by page as it is run.
 pub fn release_memory() {
+    release_code();
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a plain number and may be called at any time.
     #[allow(unsafe_code)]
     unsafe {
         nix::libc::malloc_trim(0);
+    }
+}
+
+fn release_code() {
+    use procfs::process::{MMPermissions, MMapPath, Process};
+    let Ok(me) = Process::myself() else { return };
+    let (Ok(program), Ok(maps)) = (me.exe(), me.maps()) else { return };
+    let code = MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
+    for map in maps {
+        let (from, to) = map.address;
+        let ours = matches!(&map.pathname, MMapPath::Path(path) if *path == program);
+        if !ours || map.perms != code {
+            continue;
+        }
+        let (Ok(start), Ok(length)) = (usize::try_from(from), usize::try_from(to - from)) else { continue };
+        // SAFETY: the mapping is the program's own text, of a file, that nobody
+        // can have written to: its pages are read again as they are needed.
+        #[allow(unsafe_code)]
+        unsafe {
+            nix::libc::madvise(start as *mut nix::libc::c_void, length, nix::libc::MADV_DONTNEED);
+        }
     }
 }
 

@@ -94,7 +94,7 @@ fn invisible(c: char) -> bool {
 
 /// The text within so many columns; what does not fit is taken out of its
 /// middle, since both ends tell names apart.
-pub(super) fn fit(text: &str, columns: usize) -> String {
+pub(crate) fn fit(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }

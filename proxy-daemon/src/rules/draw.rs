@@ -4,7 +4,8 @@
 //! of the attempt, and what is drawn for. Out: always the same number for
 //! them, on every machine and in every release. Nothing depends on the order
 //! in which attempts arrive, except which of several calls that look alike is
-//! called the first.
+//! called the first. What was deduced of an attempt plays no part, since that
+//! depends on time: it draws as a call of its own.
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     time::Duration,
@@ -14,7 +15,7 @@ use lru::LruCache;
 use siphasher::sip::SipHasher13;
 
 use super::{Delay, MAX_DELAY, Spread};
-use crate::flow::{Attempt, CallId};
+use crate::flow::{Attempt, CallId, Evidence};
 
 /// How many calls, and how many kinds of them, are remembered.
 const MAX_CALLS: usize = 65_536;
@@ -59,7 +60,8 @@ impl Draws {
     pub(super) fn draw(&self, attempt: &Attempt, purpose: Purpose) -> u64 {
         let mut hash = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
         hash.write(&attempt.call_key.to_le_bytes());
-        hash.write(&attempt.link.number.to_le_bytes());
+        let number = if is_named(attempt) { attempt.link.number } else { 1 };
+        hash.write(&number.to_le_bytes());
         hash.write(&[purpose as u8]);
         hash.finish()
     }
@@ -100,6 +102,11 @@ pub(super) fn random_seed() -> u64 {
     RandomState::new().hash_one(()) >> 11
 }
 
+/// Which attempt of which call it is, its client has said.
+fn is_named(attempt: &Attempt) -> bool {
+    attempt.link.evidence == Evidence::Exact
+}
+
 /// Gives each call what stands for it in draws: what the call looks like, and
 /// how many have looked like it before. A later attempt keeps its call's.
 #[derive(Debug)]
@@ -117,7 +124,8 @@ impl Default for Calls {
 
 impl Calls {
     pub(super) fn key(&mut self, attempt: &Attempt, fingerprint: u64) -> u64 {
-        if let Some(key) = self.keys.get(&attempt.link.call) {
+        let named = is_named(attempt);
+        if named && let Some(key) = self.keys.get(&attempt.link.call) {
             return *key;
         }
         let ordinal = match self.alike.get_mut(&fingerprint) {
@@ -134,8 +142,10 @@ impl Calls {
         let mut hash = SipHasher13::new_with_keys(fingerprint, ordinal);
         hash.write(b"call");
         let key = hash.finish();
-        self.forgotten += make_room(&mut self.keys, MAX_CALLS);
-        self.keys.put(attempt.link.call, key);
+        if named {
+            self.forgotten += make_room(&mut self.keys, MAX_CALLS);
+            self.keys.put(attempt.link.call, key);
+        }
         key
     }
 
@@ -180,7 +190,7 @@ pub(super) fn fingerprint(attempt: &Attempt) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::filter::tests::attempt;
+    use crate::flow::{Link, filter::tests::attempt};
 
     fn many(mut each: impl FnMut(&Attempt)) {
         let mut it = attempt();
@@ -243,6 +253,21 @@ mod tests {
         assert_eq!(one, look("/b/k?x-id=GetObject&X-Amz-Date=2&X-Amz-Signature=b&X-Amz-Security-Token=t"));
         assert_ne!(one, look("/b/k?x-id=PutObject"));
         assert_ne!(one, look("/b/k"));
+    }
+
+    #[test]
+    fn what_was_deduced_plays_no_part() {
+        let draw = |number: u32, call: u64, calls: &mut Calls| {
+            let mut it = attempt();
+            it.link = Link { number, call: CallId(call), evidence: Evidence::Inferred, ..it.link };
+            it.call_key = calls.key(&it, 5);
+            Draws::new(1, "a").draw(&it, Purpose::Chance)
+        };
+        let (mut one, mut other) = (Calls::default(), Calls::default());
+        let linked: Vec<u64> = [(1, 1), (2, 1), (1, 2)].map(|(number, call)| draw(number, call, &mut one)).into();
+        let apart: Vec<u64> = [(1, 1), (1, 2), (2, 2)].map(|(number, call)| draw(number, call, &mut other)).into();
+        assert_eq!(linked, apart);
+        assert!(linked[0] != linked[1] && linked[1] != linked[2]);
     }
 
     #[test]

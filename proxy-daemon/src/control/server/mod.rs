@@ -132,3 +132,19 @@ type Shared = State<Arc<Controlled>>;
 pub fn refused(status: StatusCode, error: &impl ToString) -> Response {
     (status, Json(Refused { error: error.to_string() })).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    /// What is documented is what the handlers are.
+    #[test]
+    fn the_description_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let document = serde_json::to_value(super::document()).expect("JSON");
+        let text = format!("{document:#}\n");
+        if std::env::var_os("RETRYSCOPE_BLESS").is_some() {
+            return std::fs::write(path, text).expect("writing");
+        }
+        let kept = std::fs::read_to_string(path).expect("the file");
+        assert!(kept == text, "run this test with RETRYSCOPE_BLESS=1 to write {path} anew");
+    }
+}

@@ -137,8 +137,10 @@ mod tests {
             assert_ne!(holder.cgroup_id, 0);
             let (open, besides) = sockets.open_to(&[there.port()], 10).expect("a dump");
             let expected = Tuple { source: (here.ip(), here.port()), destination: (there.ip(), there.port()) };
-            assert_eq!((open.as_slice(), besides), (&[expected][..], 0));
-            assert_eq!(sockets.open_to(&[there.port()], 0).expect("a dump"), (Vec::new(), 1));
+            // The same port may be in use at other addresses.
+            assert!(open.contains(&expected) && besides == 0, "{open:?}");
+            let (open, besides) = sockets.open_to(&[there.port()], 0).expect("a dump");
+            assert!(open.is_empty() && besides > 0);
             drop((client, listener));
         }
         let nobody = "127.0.0.1:1".parse().expect("an address");
