@@ -53,6 +53,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sysctl", "procps"),
     ("systemd-analyze", "systemd"),
     ("systemd-nspawn", "systemd-container"),
+    ("tmux", "tmux"),
+    ("vim.tiny", "vim-tiny"),
     ("wget", "wget"),
 ];
 

@@ -237,35 +237,30 @@ pub(super) fn show(event: &HoldEvent, json: bool) -> io::Result<()> {
 
 /// What waits, in three lines.
 fn block(held: &HeldView, now: bool) -> String {
-    let mut what = format!("#{} held at its {}:", held.id, held.phase);
-    match (held.status, held.told, held.abort.as_deref()) {
-        (Some(status), None, None) => what.push_str(&format!(" {status}")),
-        (status, told, abort) => {
-            if let Some(status) = status {
-                what.push_str(&format!(" {status}"));
-            }
-            let told = told.map(|told| told.to_string()).or_else(|| abort.map(str::to_owned));
-            if let Some(told) = told {
-                what.push_str(&format!(" -> {told} by rule \"{}\"", plain(held.rule.as_deref().unwrap_or_default())));
-            }
-        }
+    let mut what = format!("#{} held at its {}", held.id, held.phase);
+    if let Some(status) = held.status {
+        what.push_str(&format!(": {status}"));
+    }
+    let told = held.told.map(|told| told.to_string()).or_else(|| held.abort.clone());
+    if let Some(told) = told {
+        what.push_str(&format!(" -> {told} by rule \"{}\"", plain(held.rule.as_deref().unwrap_or_default())));
     }
     if let Some(operation) = &held.operation {
         let service = held.service.as_ref().map(|service| format!("{service}.")).unwrap_or_default();
-        what.push_str(&format!(" {}{}", plain(&service), plain(operation)));
+        what.push_str(&format!(", {}{}", plain(&service), plain(operation)));
     }
     what.push_str(&format!(", attempt {}", held.attempt));
     if let Some(max) = held.attempts_max {
         what.push_str(&format!(" of {max}"));
     }
     if let Some(backoff) = held.backoff_ms {
-        what.push_str(&format!(" after a wait of {}", told(backoff)));
+        what.push_str(&format!(" after a wait of {}", self::told(backoff)));
     }
     what.push_str(&format!(", {} (pid {})\n", plain(&held.comm), held.pid));
     what.push_str(&format!("    {} {}\n", plain(&held.method), plain(&held.url)));
-    let left = told(held.left_ms as f64);
+    let left = self::told(held.left_ms as f64);
     if now {
-        let waited = told(held.waited_ms as f64);
+        let waited = self::told(held.waited_ms as f64);
         what.push_str(&format!("    for {waited} by now; goes on by itself in {left}\n"));
     } else {
         what.push_str(&format!("    goes on by itself in {left}\n"));

@@ -165,6 +165,8 @@ async fn watch(client: &Client, new: &NewIntercept, signals: Signals, json: bool
         Ok(released) => released,
         // Somebody else has ended it, or it had all that it wanted.
         Err(ClientError::Refused(_)) => 0,
+        // It has let go of everything.
+        Err(ClientError::Broken(_)) => return Ok(ExitCode::SUCCESS),
         Err(error) => return Err(error.into()),
     };
     if !json {

@@ -4,6 +4,7 @@ use super::{
     AssertionEntry, CountsEntry, OperationEntry, OutcomesEntry, ProcessEntry, Report, RuleWaitEntry,
     words::{GLUE, bytes, count, duration, fit, number, plain, wrap},
 };
+use crate::proxy::holds::BY_HAND;
 
 /// Processes, operations, problems and rules shown in full; the document has
 /// them all.
@@ -362,6 +363,7 @@ fn stalled(process: &ProcessEntry) -> Option<String> {
 fn cause(rules: &[RuleWaitEntry]) -> String {
     match rules {
         [] => "rules".to_owned(),
+        [rule] if rule.name == BY_HAND => "what was done by hand".to_owned(),
         [rule] => format!("rule {}", quoted(&rule.name)),
         [most, ..] => format!("{}{GLUE}rules ({} most)", rules.len(), quoted(&most.name)),
     }

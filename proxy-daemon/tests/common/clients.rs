@@ -15,7 +15,7 @@ use super::Running;
 mod packages;
 use packages::{CLIENTS, MATRIX, OLD_CLIENTS, OTLP, SUITES};
 
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Fails unless the tests run as root, which cgroups and BPF need.
 #[track_caller]

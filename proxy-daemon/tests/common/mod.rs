@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod clients;
 pub mod daemon;
 pub mod frames;
+pub mod hand;
 pub mod lingering;
 pub mod looping;
 pub mod machine;
@@ -35,6 +36,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod servers;
+pub mod tmux;
 pub mod upstream;
 pub mod wire;
 
