@@ -320,7 +320,7 @@ fn the_intercepted_path_does_not_lead_to_it() {
     let (ca, port) = (TestCa::new(), free());
     let upstream = Upstream::start(&ca);
     let run = Run::new().to(NAME, upstream.address, &ca).option(format!("--page=127.0.0.1:{port}"));
-    let script = "curl -sS --max-time 10 -H \"Host: 127.0.0.1:$1\" \"https://upstream.test/v1/rules\"; echo \" named\"; \
+    let script = "curl -sS --http1.1 --max-time 10 -H \"Host: 127.0.0.1:$1\" \"https://upstream.test/v1/rules\"; echo \" named\"; \
         curl -sS --max-time 10 \"http://127.0.0.1:$1/v1/rules\"; echo \" direct\"; echo done; cat";
     let mut started = run.start(words!["sh", "-c", script, "sh", port.to_string()]);
     started.line("done");

@@ -115,7 +115,9 @@ export const holds = {
     }
 
     function fillWaits(made, it) {
-      say(made.what, `${asked(it)}: attempt ${it.attempts_max ? `${it.attempt} of ${it.attempts_max}` : it.attempt}, ${it.phase === "response" ? `response ${reply(it)}` : "request"}`);
+      const number = it.attempts_max ? `${it.attempt} of ${it.attempts_max}` : it.attempt;
+      const wait = it.backoff_ms ? ` after a wait of ${duration(it.backoff_ms)}` : "";
+      say(made.what, `${asked(it)}: attempt ${number}${wait}, ${it.phase === "response" ? `response ${reply(it)}` : "request"}`);
       made.what.setAttribute("aria-expanded", String(open === it.id));
       made.classList.toggle("open", open === it.id);
       say(made.who, `${it.comm} (${it.pid}) · ${shortUrl(it.url)}`.slice(0, 300));
