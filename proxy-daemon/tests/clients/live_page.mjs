@@ -63,15 +63,18 @@ async function view(name) {
 async function picture(name) {
   if (pictures) await page.screenshot({ path: join(pictures, `${name}.png`) });
 }
-const frames = () => page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+function frames() {
+  return page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+}
 /** Texts of the rows that are seen, from the top. */
-const listed = () =>
-  page.locator('.rows .row-of').evaluateAll((rows) =>
+function listed() {
+  return page.locator('.rows .row-of').evaluateAll((rows) =>
     rows
       .filter((row) => row.shown && row.style.visibility !== 'hidden')
       .sort((a, b) => a.index - b.index)
       .map((row) => Object.fromEntries(row.parts.map((part) => [part.className, part.textContent]))),
   );
+}
 
 /** Whether all can use it, in the view and the theme that are shown. */
 async function accessible(name) {
