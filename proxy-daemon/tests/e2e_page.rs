@@ -238,8 +238,12 @@ async fn answers(mut conn: WireConn) -> io::Result<()> {
         } else {
             let mut fields = format!("X-Markup: {MARKUP}\r\nX-'*: 1\r\n").into_bytes();
             fields.extend_from_slice(
-                b"X-Bytes: \xff\xfe\xc3(\xf0\x28\x8c\x28\r\nX-Steers: \x1b[31m \xe2\x80\xae \x9b31m\ttab\r\n",
+                b"X-Bytes: \xff\xfe\xc3(\xf0\x28\x8c\x28\r\nX-Steers: \xe2\x80\xae \xc2\x9b31m\ttab\r\n",
             );
+            if target.contains("steers") {
+                // No HTTP any more: it is passed on unread.
+                fields.extend_from_slice(b"X-Escape: \x1b[31m\x07\r\n");
+            }
             fields
         };
         let body = format!("{MARKUP}\u{202e}\u{1}<!--");
@@ -264,7 +268,7 @@ const HOSTILE: &str = "import ctypes, socket, ssl, sys\n\
     \x20   came = b''\n\
     \x20   while not came.endswith(b'<!--'):\n\
     \x20       came += over.recv(65536)\n\
-    for path in (markup.encode(), b'%3Cscript%3E', b'long', b'huge'):\n\
+    for path in (markup.encode(), b'%3Cscript%3E', b'long', b'huge', b'steers'):\n\
     \x20   ask(b'/' + path)\n\
     print('ready', flush=True)\n\
     for line in sys.stdin:\n\

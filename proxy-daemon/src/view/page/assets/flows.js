@@ -30,19 +30,18 @@ export const flows = {
     const line = filterLine((text) => page.go("flows", words({ filter: text, id: panel.at() })), "filter");
     const following = element("button", { type: "button", "aria-pressed": "true", title: "f", on: { click: () => turn(!live) } }, "Follow");
     const state = element("p", { className: "faint", role: "status" });
-    const box = element("div", { className: "rows", role: "rowgroup" });
     const head = element("div", { className: "row-of head", role: "row", "aria-rowindex": "1" }, ...COLUMNS.map(([name, text]) => element("span", { className: name, role: "columnheader" }, text)));
     const grid = element(
       "div",
       {
-        className: "grid",
+        className: "grid rows",
         role: "grid",
         tabIndex: 0,
         "aria-label": "Attempts, newest first. Up and down choose one, Enter shows it in full.",
       },
-      put(element("div", { role: "rowgroup" }), head),
-      box,
+      put(element("div", { role: "rowgroup", className: "heads" }), head),
     );
+    const box = grid;
     const empty = element("p", { className: "faint empty" });
     const panel = detail({
       opened: () => root.classList.add("with-detail"),
@@ -83,6 +82,7 @@ export const flows = {
     const list = rows({
       box,
       height: () => rowHeight || measure(),
+      above: () => head.offsetHeight,
       make,
       fill,
       seen(first, last) {
@@ -104,8 +104,6 @@ export const flows = {
       rowHeight = 0;
       if (box.isConnected) {
         measure();
-        // The head has no scroll bar.
-        head.style.paddingRight = `calc(0.8rem + ${box.offsetWidth - box.clientWidth}px)`;
       }
       list.redraw();
     }).observe(box);

@@ -155,6 +155,15 @@ export const holds = {
         element("input", { id: "edit-status", type: "number", min: "200", max: "599", value: atRequest ? "" : String(message.status ?? ""), inputMode: "numeric" }),
       );
       const reason = field("edit-reason", "Reason", element("input", { id: "edit-reason", type: "text", value: message.reason ?? "", autocomplete: "off" }));
+      // Another status has its own reason, unless one is typed.
+      let reasoned = false;
+      reason.addEventListener("input", () => (reasoned = true));
+      function other() {
+        const same = Number(status.value) === message.status;
+        if (!reasoned) reason.value = same ? (message.reason ?? "") : "";
+        reason.placeholder = same ? "" : "the usual one";
+      }
+      status.addEventListener("input", other);
       const written = message.headers.map(([name, value]) => `${name}: ${value}`).join("\n");
       const headers = field("edit-headers", "Headers", element("textarea", { id: "edit-headers", className: "code", rows: Math.min(14, message.headers.length + 2), spellcheck: false, value: written }));
       const kept = message.body?.text ?? null;
@@ -166,7 +175,7 @@ export const holds = {
       function changes() {
         const verdict = {};
         if (status.value && Number(status.value) !== (atRequest ? null : message.status)) verdict.status = Number(status.value);
-        if (reason.value !== (message.reason ?? "")) verdict.reason = reason.value;
+        if (reasoned && reason.value !== (message.reason ?? "")) verdict.reason = reason.value;
         if (headers.value !== written) {
           const list = headers.value.split("\n").filter((text) => text.trim());
           verdict.headers = list.map((text) => {
@@ -198,7 +207,7 @@ export const holds = {
         }
       }
 
-      const quick = [429, 503, 500].map((code) => button(String(code), () => ((status.value = String(code)), (reason.value = "")), { "aria-label": `Status ${code}` }));
+      const quick = [429, 503, 500].map((code) => button(String(code), () => ((status.value = String(code)), other()), { "aria-label": `Status ${code}` }));
       const form = element(
         "form",
         { on: { submit: (event) => (event.preventDefault(), act(atRequest && status.value ? "answer" : "resume")) } },

@@ -7,11 +7,12 @@ const SPARE = 6;
 /**
  * `height()` tells a row's, `make()` makes one, `fill(row, index)` shows what
  * is at that place in it, `seen(first, last)` is told which are looked at.
+ * What stays in sight above the rows is `above()` pixels high.
  */
-export function rows({ box, height, make, fill, seen }) {
+export function rows({ box, height, above = () => 0, make, fill, seen }) {
   const space = document.createElement("div");
   space.className = "space";
-  space.setAttribute("role", "presentation");
+  space.setAttribute("role", "rowgroup");
   box.append(space);
   const pool = [];
   let total = 0;
@@ -21,14 +22,15 @@ export function rows({ box, height, make, fill, seen }) {
   let set = -1;
   let queued = false;
 
-  const inView = () => box.clientHeight / height();
+  const room = () => Math.max(0, box.clientHeight - above());
+  const inView = () => room() / height();
   const highest = () => Math.min(total * height(), HIGHEST);
   const scaled = () => total * height() > HIGHEST;
   const last = () => Math.max(0, total - inView());
 
   function toBar() {
-    const room = highest() - box.clientHeight;
-    const to = scaled() ? (last() ? (top / last()) * room : 0) : top * height();
+    const far = highest() - room();
+    const to = scaled() ? (last() ? (top / last()) * far : 0) : top * height();
     set = Math.round(Math.max(0, to));
     if (Math.round(box.scrollTop) !== set) box.scrollTop = set;
   }
@@ -36,8 +38,8 @@ export function rows({ box, height, make, fill, seen }) {
   box.addEventListener("scroll", () => {
     if (Math.abs(Math.round(box.scrollTop) - set) <= 1) return;
     set = Math.round(box.scrollTop);
-    const room = highest() - box.clientHeight;
-    top = scaled() ? (room > 0 ? (box.scrollTop / room) * last() : 0) : box.scrollTop / height();
+    const far = highest() - room();
+    top = scaled() ? (far > 0 ? (box.scrollTop / far) * last() : 0) : box.scrollTop / height();
     draw();
   });
   box.addEventListener(

@@ -91,8 +91,8 @@ export const rules = {
       made.text = element("code");
       made.source = element("span", { className: "faint" });
       made.hits = element("span", { className: "hits" });
-      made.remove = button("Remove", () => remove(rule.name), { "aria-label": `Remove ${rule.name}` });
-      return put(made, made.toggle, element("div", { className: "what" }, made.name, made.text, made.source), made.hits, made.remove);
+      made.ending = button("Remove", () => remove(rule.name), { "aria-label": `Remove ${rule.name}` });
+      return put(made, made.toggle, element("div", { className: "what" }, made.name, made.text, made.source), made.hits, made.ending);
     }
 
     function fill(made, rule) {

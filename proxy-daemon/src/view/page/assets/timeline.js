@@ -15,6 +15,8 @@ const ASKS = 25;
 /** What the zoom counts in: more ms than an instance lives. */
 const WHOLE = 1e11;
 const NEAREST = 0.5;
+/** What is shown at first: at least, at most. */
+const LEAST = 10000;
 const FIRST = 60000;
 const HEAD = 22;
 const AXIS = 24;
@@ -104,6 +106,8 @@ export const timeline = {
     let run = null;
     let timer = 0;
     let begun = false;
+    // Somebody has said how much is to be shown.
+    let sized = false;
 
     const { chart } = globalThis;
     const selection = chart.select(canvas);
@@ -119,6 +123,7 @@ export const timeline = {
         const unit = WHOLE / width / transform.k;
         [from, to] = [-transform.x * unit, (width - transform.x) * unit];
         hide();
+        sized = true;
         if (live && sourceEvent.type === "wheel") {
           // What is followed stays at the right.
           const span = to - from;
@@ -145,12 +150,18 @@ export const timeline = {
       place();
       moved();
     }
+    // All of it while it is young, later the end.
+    function early() {
+      return Math.min(Math.max((now() - first()) * 1.05, LEAST), FIRST);
+    }
     function zoomBy(factor) {
+      sized = true;
       const span = Math.max(NEAREST, Math.min((to - from) / factor, Math.max(now() - first(), FIRST)));
       const middle = live ? now() - span / 2 : (from + to) / 2;
       view(middle - span / 2, middle + span / 2);
     }
     function all() {
+      sized = true;
       turn(false);
       view(first() - (now() - first()) * 0.01, now());
     }
@@ -219,10 +230,10 @@ export const timeline = {
           if (live || !sums) await survey(run.signal);
           if (!begun) {
             begun = true;
-            view(Math.max(first(), now() - FIRST), Math.max(now(), first() + 1000));
+            view(now() - early(), now());
           }
           if (live) {
-            const span = to - from;
+            const span = sized ? to - from : early();
             [from, to] = [now() - span, now()];
             place();
             await load();
