@@ -225,8 +225,11 @@ async function tour() {
   await page.keyboard.press('ArrowDown');
   await page.keyboard.press('Enter');
   seen.steps.completed = await page.locator('#filter').inputValue();
-  await page.getByText(/^\d+ found/).waitFor();
-  await page.waitForFunction(() => [...document.querySelectorAll('.space .row-of')].filter((row) => row.shown).every((row) => !row.parts[3].textContent.startsWith('1')));
+  await page.getByText(/^[1-9]\d* found/).waitFor();
+  await page.waitForFunction(() => {
+    const rows = [...document.querySelectorAll('.space .row-of')].filter((row) => row.shown);
+    return rows.length > 0 && rows.every((row) => !row.parts[3].textContent.startsWith('1'));
+  });
   seen.steps.retries = await listed();
   // What comes and is taken is added to it.
   const before = seen.steps.retries.length;
@@ -456,7 +459,7 @@ async function speed() {
   async function timed(name, act, until, argument) {
     await frames();
     await page.waitForTimeout(150);
-    const done = await page.evaluateHandle(until);
+    const done = await page.evaluateHandle(`(${until})`);
     await page.evaluate(
       ([done, argument]) => {
         window.over = new Promise((tell) => {
@@ -484,7 +487,7 @@ async function speed() {
     const box = document.querySelector('.rows');
     if (!box) return false;
     const { top, bottom } = box.getBoundingClientRect();
-    const rows = [...box.querySelectorAll('.row-of')].filter((row) => {
+    const rows = [...box.querySelectorAll('.space .row-of')].filter((row) => {
       const place = row.getBoundingClientRect();
       return place.bottom > top && place.top < bottom;
     });
@@ -548,8 +551,10 @@ async function speed() {
   await timed('no filter', key('Enter'), filled);
 
   // The timeline: all of it, nearer and nearer, moved.
-  const drawn = () => Number(document.querySelector('.times-box')?.dataset.drawn) > 0;
+  const drawn = () => document.querySelector('.times-box')?.dataset.mode !== undefined;
   await timed('open the timeline', () => view('Timeline'), drawn);
+  // Once it knows how much there is.
+  await page.waitForFunction(() => / attempts/.test(document.querySelector('.times > p').textContent));
   const moved = (was) => document.querySelector('.times-box').dataset.span !== was && Number(document.querySelector('.times-box').dataset.drawn) > 0;
   const spanNow = () => page.locator('.times-box').evaluate((it) => it.dataset.span);
   await timed('all of the timeline', () => page.getByRole('button', { name: 'All of it' }).click(), moved, await spanNow());

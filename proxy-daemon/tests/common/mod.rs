@@ -19,6 +19,7 @@
 )]
 
 pub mod both;
+pub mod browser;
 pub mod by_hand;
 pub mod ca;
 pub mod cgroup;
@@ -45,6 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use browser::Browser;
 pub use ca::TestCa;
 pub use cgroup::TestCgroup;
 pub use daemon::{Daemon, Site};

@@ -540,7 +540,14 @@ export const timeline = {
     // Counts: what became of attempts from the bottom up, retries as a line,
     // backoff in a strip of its own.
     function columns(draws) {
-      if (!counts) return 0;
+      // Until the sums of this part are here, those of all of it are shown.
+      const covers = counts && counts.from_ms <= from + (to - from) * 0.2 && counts.to_ms >= Math.min(to, now()) - (to - from) * 0.2;
+      const counted = covers || !sums ? counts : sums;
+      if (!counted) return 0;
+      return drawColumns(draws, counted);
+    }
+
+    function drawColumns(draws, counts) {
       const strip = Math.min(70, height / 5);
       const bottom = height - strip - 12;
       const most = Math.max(1, ...counts.buckets.map((bucket) => bucket.attempts));
