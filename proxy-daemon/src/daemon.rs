@@ -50,6 +50,7 @@ use crate::{
     retry::{Folded, Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
     tls::{Authority, Leaves, Servers, TlsError, Upstream},
+    view::page::{self, Page},
 };
 
 /// How many living processes' ends are waited for; one file descriptor each.
@@ -109,6 +110,8 @@ pub struct Settings {
     pub keep: usize,
     /// Where metrics are served.
     pub metrics: Option<std::net::TcpListener>,
+    /// Where the page is served.
+    pub page: Option<page::Opened>,
     pub authority: Arc<Authority>,
     /// What a daemon adds to the local API.
     pub host: Option<Arc<dyn control::Host>>,
@@ -243,6 +246,7 @@ pub struct Instance {
     /// `None` where the socket could not be made.
     control: Option<control::Server>,
     metrics: Option<control::MetricsServer>,
+    page: Option<Page>,
     statsd: Option<std::thread::JoinHandle<()>>,
     otlp: Option<Otlp>,
     lives: Lives,
@@ -303,6 +307,7 @@ impl Instance {
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
             beacon: settings.beacon.map(|nonce| Beacon::new(probed_port(&ports), nonce)),
+            page: settings.page.as_ref().map(page::Opened::address),
         });
         let shown = proxy.beacon.as_ref().map(|beacon| Shown { address: beacon.address, nonce: beacon.nonce });
         let events = settings.events.map(|file| {
@@ -326,7 +331,8 @@ impl Instance {
             account: Arc::clone(&proxy.account),
             history,
             gate: Arc::clone(&proxy.gate),
-            proxy: Arc::clone(&proxy),
+            bypass: Arc::clone(&proxy.bypass),
+            work: Arc::clone(&proxy) as Arc<dyn control::Work>,
             // Of others nothing is known but this life.
             lives: settings.host.is_some().then_some(lives),
             files: settings.rule_files,
@@ -343,6 +349,7 @@ impl Instance {
             ports: ports.clone(),
             host: settings.host,
             ready: watch::Sender::new(false),
+            page: settings.page.as_ref().map(page::Opened::url),
         });
         let bound = match settings.control {
             Some((listener, access)) => UnixListener::from_std(listener).map(|listener| (listener, access)),
@@ -357,6 +364,8 @@ impl Instance {
         };
         let metrics = settings.metrics.map(TcpListener::from_std).transpose().map_err(StartError::Listen)?;
         let metrics = metrics.map(|listener| control::MetricsServer::start(listener, Arc::clone(&controlled)));
+        let page = settings.page.map(|opened| Page::start(opened, &controlled)).transpose();
+        let page = page.map_err(StartError::Listen)?;
         // Reading the kernel's types takes tens of megabytes for a moment.
         process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
@@ -381,6 +390,7 @@ impl Instance {
             controlled,
             control,
             metrics,
+            page,
             statsd,
             otlp,
             lives,
@@ -527,7 +537,7 @@ impl Instance {
         }
         // What waits for a person goes on as it is.
         self.proxy.account.holds.close();
-        drop((self.control.take(), self.metrics.take()));
+        drop((self.control.take(), self.metrics.take(), self.page.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {

@@ -86,7 +86,9 @@ pub(crate) const NODE_CLIENTS: &[&str] = &[
     "axios@1.21.1",
     "axios-retry@4.5.0",
     "got@14.6.6",
-    // Drives the browser that the HTML report is looked at with.
+    // Judges whether everybody can use the page.
+    "axe-core@4.14.1",
+    // Drives the browser that the HTML report and the page are looked at with.
     "playwright-core@1.65.1",
 ];
 

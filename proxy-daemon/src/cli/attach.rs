@@ -12,6 +12,7 @@ use super::{
     Failure, ca, log_to_stderr,
     options::{Fail, Options, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
+    page,
     run::{require_root, say},
     runtime,
     scene::Scene,
@@ -155,6 +156,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         [] => None,
         _ => Some(Account::find(&args.service_account, |name| std::env::var_os(name))?),
     };
+    if let Some(page) = &checked.page {
+        page::tell(page);
+    }
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
@@ -175,6 +179,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         timeline: args.options.wants_timeline(),
         keep: args.options.keep,
         metrics: checked.metrics,
+        page: checked.page,
         statsd: checked.statsd,
         otlp: checked.otlp,
         answers: checked.answers,

@@ -38,6 +38,7 @@ use crate::{
     redirect,
     report::{own, recording},
     tls::Authority,
+    view::page,
 };
 
 mod host;
@@ -146,6 +147,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
                 .map_err(|error| Failure::new(69, format!("cannot serve metrics at {address} ({error})")))
         })
         .transpose()?;
+    let page = prepared.page.map(super::page::open).transpose()?;
     let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
     let recording = recording(&config.recording, &file)?;
     // What takes a moment here as well, while the keeper loads.
@@ -215,6 +217,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         timeline: false,
         keep: config.keep,
         metrics,
+        page,
         statsd,
         otlp,
         authority: Arc::new(authority),
@@ -225,8 +228,15 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         beacon: None,
     };
     let runtime = runtime()?;
+    let place_of_page = settings.page.as_ref().map(page::Opened::place);
+    if let Some(warning) = settings.page.as_ref().and_then(page::Opened::warning) {
+        tracing::warn!("{warning}");
+    }
     let code = runtime.block_on(async {
         let mut instance = Instance::start(settings, (redirect, listeners))?;
+        if let Some(place) = place_of_page {
+            tracing::info!("the page is at {place}; `retryscope page` prints its address with its token");
+        }
         host.knows(Arc::clone(instance.proxy()));
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;

@@ -19,6 +19,7 @@ mod log;
 mod options;
 mod otlp;
 mod output;
+mod page;
 mod place;
 mod recording;
 mod reload;
@@ -102,6 +103,8 @@ enum Command {
     Export(export::Args),
     /// Send recorded requests again, and tell what is answered otherwise
     Replay(replay::Args),
+    /// Print the address of a running instance's page, with the token that lets a browser in
+    Page(page::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
     /// Watch a running instance: processes, calls, what is held, rules
@@ -220,6 +223,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => recording::show(&args),
         Command::Export(args) => export::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Rules(args) => rules::run(args),

@@ -15,6 +15,7 @@ use crate::{
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
     tls::{Identity, Upstream},
+    view::page,
 };
 
 /// JSON keeps numbers exactly up to here.
@@ -144,6 +145,14 @@ pub(super) struct Options {
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464")]
     metrics: Option<SocketAddr>,
 
+    /// Serve a page to watch and steer this by, for a browser
+    ///
+    /// At a free port of 127.0.0.1 unless an address is given. The address with
+    /// the token that lets a browser in is told on a terminal, and by
+    /// `retryscope page`.
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true, default_missing_value = page::DEFAULT)]
+    page: Option<SocketAddr>,
+
     /// Send a line for each retry to this statsd server, by UDP
     #[arg(long, value_name = "HOST:PORT")]
     statsd: Option<String>,
@@ -233,6 +242,7 @@ pub(super) struct Checked {
     pub(super) upstream: Upstream,
     pub(super) assertions: Vec<Assertion>,
     pub(super) metrics: Option<TcpListener>,
+    pub(super) page: Option<page::Opened>,
     pub(super) statsd: Option<SocketAddr>,
     pub(super) otlp: Option<report::otlp::Settings>,
     pub(super) answers: Option<Arc<Answers>>,
@@ -294,11 +304,24 @@ impl Options {
             })
         };
         let metrics = self.metrics.map(listen).transpose()?;
+        let page = self.page.map(super::page::open).transpose()?;
         let statsd = self.statsd.as_deref().map(report::statsd::resolve).transpose().map_err(Failure::usage)?;
         let otlp = self.otlp.check(&upstream)?;
         let answers = self.answer_from.as_deref().map(super::recording::load).transpose()?;
         let answers = answers.map(|recording| Arc::new(Answers::new(&recording)));
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, statsd, otlp, answers })
+        Ok(Checked {
+            rules,
+            rule_settings,
+            rule_files,
+            routes,
+            upstream,
+            assertions,
+            metrics,
+            page,
+            statsd,
+            otlp,
+            answers,
+        })
     }
 
     /// What is to be redirected, of all that reach takes in.

@@ -25,7 +25,7 @@ use super::{
     Failure, log_to_stderr,
     options::{Checked, Fail, Options, RedirectBy, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
-    runtime,
+    page, runtime,
     scene::Scene,
     signals::{Signals, Stream},
     user::{Environment, Who, find_program, sudo_line},
@@ -206,6 +206,9 @@ impl Job {
                 say(&told);
             }
             let (authority, trust) = prepared??;
+            if let Some(page) = &checked.page {
+                page::tell(page);
+            }
             let settings = Settings {
                 ports: options.ports(),
                 closed: (options.fail == Fail::Closed).then(|| scene.target().map(Into::into)).flatten(),
@@ -225,6 +228,7 @@ impl Job {
                 timeline: options.wants_timeline(),
                 keep: options.keep,
                 metrics: checked.metrics,
+                page: checked.page,
                 statsd: checked.statsd,
                 otlp: checked.otlp,
                 answers: checked.answers,

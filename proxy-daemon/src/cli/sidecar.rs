@@ -21,6 +21,7 @@ use super::{
     log_to_stderr,
     options::{Options, told},
     output::{ASSERTION_FAILED, Output, hold, open_events, open_junit, report_of},
+    page,
     run::{nonce, say},
     runtime,
     signals::Signals,
@@ -106,6 +107,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let output = Output::open(options.report_file.as_deref(), None)?;
     let junit = open_junit(options, None)?;
     let events = open_events(options, None)?;
+    let recording = options.save.open(None)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let place = Place::take(&args.name)?;
     process::raise_file_limit();
@@ -114,8 +116,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::new(73, format!("cannot open the control socket {} ({error})", socket.display())))?;
     let nonce = nonce();
     let shown = "this network namespace";
+    if let Some(page) = &checked.page {
+        page::tell(page);
+    }
     let settings = Settings {
         closed: None,
+        warden: None,
         ports: wanted.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,
@@ -128,15 +134,19 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         strict: options.strict,
         upstream: checked.upstream,
         events,
+        recording,
         timeline: options.wants_timeline(),
         keep: options.keep,
         metrics: checked.metrics,
+        page: checked.page,
         statsd: checked.statsd,
         otlp: checked.otlp,
+        answers: checked.answers,
         authority: Arc::new(authority),
         host: None,
         control: Some((listener, Access { readers: args.readers, admins: args.admins })),
         earlier: None,
+        bypassed: false,
         beacon: Some(nonce),
     };
     let mut finished = runtime()?.block_on(async {

@@ -51,6 +51,7 @@ pub struct Prepared {
     pub rule_settings: rules::Settings,
     pub upstream: Upstream,
     pub metrics: Option<SocketAddr>,
+    pub page: Option<SocketAddr>,
     pub statsd: Option<SocketAddr>,
     pub otlp: Option<otlp::Settings>,
     pub account: Account,
@@ -276,6 +277,10 @@ impl Checked<'_> {
             text.parse::<SocketAddr>()
                 .map_err(|_| format!("`{text}` is no address to listen at; write ADDRESS:PORT, as in 127.0.0.1:9464"))
         });
+        let page = self.some(("", "page"), &config.page, |text| {
+            text.parse::<SocketAddr>()
+                .map_err(|_| format!("`{text}` is no address to listen at; write ADDRESS:PORT, as in 127.0.0.1:8460"))
+        });
         let statsd = self.some(("statsd", "server"), &config.statsd.server, statsd::resolve);
         let account = match Account::find(&config.user) {
             Some(Account { uid: 0, .. }) => {
@@ -339,6 +344,7 @@ impl Checked<'_> {
             rule_settings: rules::Settings { guard, dry_run: config.rules.dry_run, until: None },
             upstream,
             metrics,
+            page,
             statsd,
             otlp,
             // Without one there is an error.
@@ -378,6 +384,7 @@ impl Config {
             ("user", self.user != new.user),
             ("state_dir", self.state_dir != new.state_dir),
             ("runtime_dir", self.runtime_dir != new.runtime_dir),
+            ("page", self.page != new.page),
             ("drain", self.drain != new.drain),
             ("rules.seed", self.rules.seed != new.rules.seed),
             ("rules.dry_run", self.rules.dry_run != new.rules.dry_run),

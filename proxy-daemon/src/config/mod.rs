@@ -66,6 +66,9 @@ table! {
         state_dir: PathBuf = "/var/lib/retryscope".into() => default "\"/var/lib/retryscope\"";
         /// The control socket goes here, into a folder named after the instance.
         runtime_dir: PathBuf = "/run/retryscope".into() => default "\"/run/retryscope\"";
+        /// Serve a page to watch and steer the daemon by at this address; `retryscope page` prints it with the
+        /// token that lets a browser in, for whoever may change rules. Empty: none.
+        page: String = String::new() => example "\"127.0.0.1:8460\"";
         /// How long exchanges under way may take to finish after the end is asked for.
         drain: Span = Span(Duration::from_secs(10)) => default "\"10s\"";
     }

@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use crate::report::Report;
 
 use super::{
-    About, Added, BypassWish, Changed, DAEMONS, FOLDER, NewRule, PID, Privileges, Refused, Reloaded, RulesView, SOCKET,
-    Switch,
+    About, Added, BypassWish, Changed, DAEMONS, FOLDER, NewRule, PID, PageAddress, Privileges, Refused, Reloaded,
+    RulesView, SOCKET, Switch,
 };
 
 /// An instance that answers does so at once.
@@ -181,6 +181,11 @@ impl Client {
     /// What it then tells of itself.
     pub async fn bypass(&self, wish: BypassWish) -> Result<About, ClientError> {
         self.call(Method::PUT, "/v1/bypass", Some(&wish)).await
+    }
+
+    /// Where the page is, with its token.
+    pub async fn page(&self) -> Result<PageAddress, ClientError> {
+        self.call(Method::POST, "/v1/page", None::<&()>).await
     }
 
     pub async fn privileges(&self) -> Result<Privileges, ClientError> {

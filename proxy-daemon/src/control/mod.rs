@@ -30,16 +30,16 @@ pub use held::{
     Over, Released, Skipped, Verdict, Withdrawn,
 };
 pub use scraped::{MetricsServer, listen};
-pub use server::{Server, bind, bind_at, document};
+pub use server::{Server, api, bind, bind_at, document, refused};
 pub use watch::{Following, Told, Wanted};
 
 use crate::{
     flow::Moment,
     history::History,
     process::{confine, launch::NONCE},
-    proxy::{Account, Gate, Proxy},
+    proxy::{Account, Bypass, Counted, Gate, Load, Proxy},
     report::{
-        self, Meta, Report, differences,
+        self, Meta, Report, Said, differences,
         own::{Gate as GateState, Lives, Own},
     },
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
@@ -199,6 +199,37 @@ impl RuleView {
     }
 }
 
+/// The report so far, and what it says.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Overview {
+    pub report: Report,
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+/// Where the page is.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct PageAddress {
+    /// With the token.
+    pub url: String,
+}
+
+/// A text that lets somebody in, and so is no log's.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl fmt::Debug for PageAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PageAddress")
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewRule {
@@ -255,6 +286,17 @@ pub struct Offer {
     pub help: String,
 }
 
+/// What the data path has to do.
+pub trait Work: fmt::Debug + Send + Sync {
+    fn told(&self) -> (Load, Counted);
+}
+
+impl Work for Proxy {
+    fn told(&self) -> (Load, Counted) {
+        (self.capacity.load(), self.counters.read())
+    }
+}
+
 /// What the API works on.
 #[derive(Debug)]
 pub struct Controlled {
@@ -262,8 +304,8 @@ pub struct Controlled {
     /// Ended attempts.
     pub history: Arc<History>,
     pub gate: Arc<dyn Gate>,
-    /// The whole data path: what it has to do, and its bypass.
-    pub proxy: Arc<Proxy>,
+    pub bypass: Arc<Bypass>,
+    pub work: Arc<dyn Work>,
     /// Told where it is known.
     pub lives: Option<Lives>,
     /// Rule files, in their order; read again by a reload.
@@ -273,6 +315,8 @@ pub struct Controlled {
     pub host: Option<Arc<dyn Host>>,
     /// Turns true when connections are served.
     pub ready: tokio::sync::watch::Sender<bool>,
+    /// The page's address with its token.
+    pub page: Option<Secret>,
 }
 
 /// Why a reload changed nothing.
@@ -320,7 +364,7 @@ impl Controlled {
 
     fn about(&self) -> About {
         let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
-        let bypassed = self.proxy.bypass.since().map(|since| Bypassed {
+        let bypassed = self.bypass.since().map(|since| Bypassed {
             since: humantime::format_rfc3339_seconds(self.account.clock.wall(since)).to_string(),
             kept: self.host.as_ref().is_some_and(|host| host.keeps_bypass()),
         });
@@ -340,7 +384,7 @@ impl Controlled {
             }
             None => {}
         }
-        self.proxy.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
+        self.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
         Ok(self.about())
     }
 
@@ -358,8 +402,8 @@ impl Controlled {
 
     /// What the instance tells of itself, for metrics.
     fn own(&self) -> Own {
-        let (load, counted) = (self.proxy.capacity.load(), self.proxy.counters.read());
-        let bypassed = self.proxy.bypass.since().is_some();
+        let (load, counted) = self.work.told();
+        let bypassed = self.bypass.since().is_some();
         Own {
             gate: match load.room {
                 _ if bypassed => GateState::Bypassed,
@@ -385,7 +429,7 @@ impl Controlled {
         let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
         let counters = self.gate.counters();
         notes.extend(counters.sentences());
-        if self.proxy.bypass.since().is_some() {
+        if self.bypass.since().is_some() {
             notes.push("It is bypassed at the moment: new connections go direct, unobserved.".into());
         }
         notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));
@@ -404,6 +448,11 @@ impl Controlled {
                 notes,
             },
         )
+    }
+
+    fn overview(&self) -> Overview {
+        let report = self.report();
+        Overview { said: Said::of(&report), report }
     }
 
     fn rules(&self) -> RulesView {

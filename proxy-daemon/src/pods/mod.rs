@@ -154,7 +154,7 @@ mod tests {
             format!("/system.slice/containerd.service/kubepods-besteffort-pod{slice}.slice:cri-containerd:{id}"),
             format!("/a-test/kubepods.slice/kubepods-pod{slice}.slice"),
         ] {
-            assert!(one.matches(&path), "{path}");
+            assert!(one.matches(&path, |_| None), "{path}");
         }
         let other = slice.replace("0f3d", "0f3e");
         for path in [
@@ -162,7 +162,7 @@ mod tests {
             "/kubepods.slice/kubepods-burstable.slice".into(),
             format!("/user.slice/pod{uid}"),
         ] {
-            assert!(!one.matches(&path), "{path}");
+            assert!(!one.matches(&path, |_| None), "{path}");
         }
         assert!(patterns(&BTreeSet::new()).is_empty());
     }

@@ -27,6 +27,7 @@ mod tunnel;
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -82,6 +83,8 @@ pub struct Proxy {
     pub bypass: Arc<Bypass>,
     /// Where everybody's connections are redirected, what shows it.
     pub beacon: Option<Beacon>,
+    /// Where the page is served, which is not to be had by way of us.
+    pub page: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -155,6 +158,14 @@ impl Proxy {
             }
         }
         connections.shutdown().await;
+    }
+
+    /// Whether a connection was on its way to our own page.
+    fn leads_to_page(&self, origin: SocketAddr) -> bool {
+        self.page.is_some_and(|page| {
+            let ip = page.ip().to_canonical();
+            page.port() == origin.port() && (ip.is_unspecified() || ip == origin.ip().to_canonical())
+        })
     }
 
     async fn spawn(

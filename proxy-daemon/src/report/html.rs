@@ -9,7 +9,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::{Report, text, timeline::Timeline, words};
+use super::{Report, said::Said, timeline::Timeline};
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
@@ -21,23 +21,15 @@ const CHART: &str = include_str!("html/vendor/chart.min.js");
 #[derive(Serialize)]
 struct Data<'a> {
     report: &'a Report,
-    /// What is said of each process, in the order of the report.
-    said: Vec<Vec<String>>,
-    /// What is said of all of them.
-    whole: Vec<String>,
+    #[serde(flatten)]
+    said: Said,
     timeline: Option<&'a Timeline>,
 }
 
 /// The page. Without a timeline (a running instance, a saved report) it says
 /// how to get one.
 pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
-    let spaced = |text: String| text.replace(words::GLUE, " ");
-    let data = Data {
-        report,
-        said: report.processes.iter().map(|process| text::said(process).into_iter().map(spaced).collect()).collect(),
-        whole: text::said_of_all(report).into_iter().map(spaced).collect(),
-        timeline,
-    };
+    let data = Data { report, said: Said::of(report), timeline };
     // A tree of strings, numbers and maps with string keys always serialises.
     let data = inert(&serde_json::to_string(&data).unwrap_or_default());
     let policy = format!(

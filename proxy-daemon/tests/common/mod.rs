@@ -19,6 +19,7 @@
 )]
 
 pub mod both;
+pub mod browser;
 pub mod by_hand;
 pub mod ca;
 pub mod cgroup;
@@ -29,6 +30,7 @@ pub mod hand;
 pub mod lingering;
 pub mod looping;
 pub mod machine;
+pub mod page;
 pub mod peer;
 pub mod podman;
 pub mod process;
@@ -45,11 +47,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use browser::Browser;
 pub use ca::TestCa;
 pub use cgroup::TestCgroup;
 pub use daemon::{Daemon, Site};
 pub use looping::Loop;
 pub use machine::Machine;
+pub use page::Page;
 pub use peer::Peer;
 pub use process::{Finished, Running, alive};
 pub use report::Report;

@@ -178,8 +178,10 @@ impl Running {
         self.find_line(deadline, 0, part).0
     }
 
+    /// The first line after `from` that holds `part`; also tells where it
+    /// ended.
     #[track_caller]
-    fn find_line(&self, deadline: Duration, from: usize, part: &str) -> (String, usize) {
+    pub fn find_line(&self, deadline: Duration, from: usize, part: &str) -> (String, usize) {
         let mut found = None;
         let seen = self.stdout.wait(deadline, |bytes, _| {
             let mut at = from;

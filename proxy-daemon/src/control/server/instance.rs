@@ -10,7 +10,7 @@ use super::{
     extract::{Given, Problem, Wrong, WrongBody},
 };
 use crate::{
-    control::{About, BypassWish, Controlled, Privileges, Refused, Reloaded},
+    control::{About, BypassWish, Controlled, Overview, Privileges, Refused, Reloaded},
     report::Report,
 };
 
@@ -19,6 +19,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
         .routes(routes!(instance))
         .routes(routes!(ready))
         .routes(routes!(report))
+        .routes(routes!(overview))
         .routes(routes!(reload))
         .routes(routes!(bypass))
         .routes(routes!(privileges))
@@ -44,6 +45,12 @@ async fn ready(State(it): Shared) -> Json<About> {
 #[utoipa::path(get, path = "/v1/report", responses((status = 200, body = Report), Wrong))]
 async fn report(State(it): Shared) -> Json<Report> {
     Json(it.report())
+}
+
+/// The report so far, with what it says of each process, in sentences.
+#[utoipa::path(get, path = "/v1/overview", responses((status = 200, body = Overview), Wrong))]
+async fn overview(State(it): Shared) -> Json<Overview> {
+    Json(it.overview())
 }
 
 /// Reads the rule files (a daemon: its configuration) again.

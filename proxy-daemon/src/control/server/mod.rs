@@ -4,6 +4,7 @@ mod attempts;
 mod extract;
 mod held;
 mod instance;
+mod page;
 mod rules;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Json, Router,
     extract::{DefaultBodyLimit, State},
     http::{Method, StatusCode, Uri},
     middleware,
@@ -57,13 +58,8 @@ pub struct Server(JoinHandle<()>);
 
 impl Server {
     pub fn start(listener: UnixListener, controlled: Arc<Controlled>, access: Access) -> Self {
-        let (router, _) = routes().split_for_parts();
-        let router = router
-            .fallback(unknown)
-            .method_not_allowed_fallback(unable)
-            .layer(middleware::from_fn_with_state(access, authorise))
-            .layer(DefaultBodyLimit::max(MAX_REQUEST))
-            .with_state(controlled);
+        let router =
+            router(routes().merge(page::routes()), controlled).layer(middleware::from_fn_with_state(access, authorise));
         Self(tokio::spawn(async move {
             let service = router.into_make_service_with_connect_info::<Peer>();
             if let Err(error) = axum::serve(listener, service).await {
@@ -71,6 +67,20 @@ impl Server {
             }
         }))
     }
+}
+
+/// What every way to the API leads to. Whoever serves it says who may ask.
+pub fn api(controlled: &Arc<Controlled>) -> Router {
+    router(routes(), Arc::clone(controlled))
+}
+
+fn router(routes: OpenApiRouter<Arc<Controlled>>, controlled: Arc<Controlled>) -> Router {
+    let (router, _) = routes.split_for_parts();
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(unable)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(controlled)
 }
 
 /// Every route, and its description.
@@ -84,7 +94,7 @@ fn routes() -> OpenApiRouter<Arc<Controlled>> {
 
 /// The description of all routes (OpenAPI 3.1).
 pub fn document() -> OpenApi {
-    routes().into_openapi()
+    routes().merge(page::routes()).into_openapi()
 }
 
 /// retryscope's local API: what its own views use. Within v1, fields and
@@ -118,7 +128,8 @@ impl Drop for Server {
 /// What every handler works on.
 type Shared = State<Arc<Controlled>>;
 
-pub(in crate::control) fn refused(status: StatusCode, error: &impl ToString) -> Response {
+/// A refusal, in a sentence.
+pub fn refused(status: StatusCode, error: &impl ToString) -> Response {
     (status, Json(Refused { error: error.to_string() })).into_response()
 }
 

@@ -66,11 +66,8 @@ impl Model {
             KeyCode::Home | KeyCode::Char('g') => self.step(isize::MIN),
             KeyCode::End | KeyCode::Char('G') => self.step(isize::MAX),
             KeyCode::Enter | KeyCode::Right => self.enter(),
-            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
-                if !self.back() && key.code == KeyCode::Esc {
-                    self.filter = None;
-                }
-            }
+            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace if self.back() => {}
+            KeyCode::Esc => self.filter = None,
             _ => {}
         }
         Vec::new()

@@ -208,7 +208,7 @@ impl Running {
             let (client, tell) = (Arc::clone(&self.client), self.tell.clone());
             tokio::spawn(async move {
                 let began = Instant::now();
-                let answer = asked(&client, &question).await.map_err(trouble);
+                let answer = asked(&client, &question).await.map_err(|error| trouble(&error));
                 // Nobody is there to hear it once this has ended.
                 let _ = tell.send(Answered { question: Some(question), took: began.elapsed(), answer }).await;
             });
@@ -239,7 +239,7 @@ impl Running {
         let (client, tell) = (Arc::clone(&self.client), self.tell.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let answer = done(&client, effect).await.map_err(trouble);
+            let answer = done(&client, effect).await.map_err(|error| trouble(&error));
             let _ = tell.send(Answered { question: None, took: began.elapsed(), answer }).await;
         });
     }
@@ -257,7 +257,7 @@ impl Running {
     }
 }
 
-fn trouble(error: ClientError) -> Trouble {
+fn trouble(error: &ClientError) -> Trouble {
     match error {
         ClientError::Refused(_) | ClientError::Forbidden(_) => Trouble::Refused(error.to_string()),
         _ => Trouble::Gone(error.to_string()),

@@ -172,6 +172,9 @@ fn model() -> Model {
         target: "python3".into(),
         command: Some("python3 /srv/app/sync.py --all".into()),
         targets: Vec::new(),
+        bypassed: None,
+        ready: true,
+        beacon: None,
     }));
     let processes = |attempts| {
         vec![
