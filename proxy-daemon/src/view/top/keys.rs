@@ -66,8 +66,10 @@ impl Model {
             KeyCode::Home | KeyCode::Char('g') => self.step(isize::MIN),
             KeyCode::End | KeyCode::Char('G') => self.step(isize::MAX),
             KeyCode::Enter | KeyCode::Right => self.enter(),
-            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace if self.back() => {}
-            KeyCode::Esc => self.filter = None,
+            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
+                let is_back = self.back();
+                self.filter.take_if(|_| !is_back && key.code == KeyCode::Esc);
+            }
             _ => {}
         }
         Vec::new()

@@ -102,7 +102,10 @@ pub async fn run(client: Client, color: bool) -> Result<(), ViewError> {
             }
             _ = resizes.recv() => {
                 view.model.dirty = true;
-                continue;
+                match input.come() {
+                    Ok(events) => events,
+                    Err(_) => return Ok(()),
+                }
             }
             _ = continues.recv() => {
                 screen.again().map_err(unusable)?;
@@ -123,7 +126,9 @@ pub async fn run(client: Client, color: bool) -> Result<(), ViewError> {
                     Effect::Redraw => screen.again().map_err(unusable)?,
                     Effect::Edit(id) => {
                         screen.leave();
+                        input.wait(true).map_err(unusable)?;
                         let edited = edit::edit(&view.client, id).await;
+                        input.wait(false).map_err(unusable)?;
                         screen.again().map_err(unusable)?;
                         // A Ctrl-C in the editor was not meant for us.
                         while tokio::time::timeout(Duration::ZERO, interrupts.recv()).await.is_ok() {}

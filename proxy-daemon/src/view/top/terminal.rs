@@ -4,8 +4,12 @@
 //! on while a [`Screen`] is there and nobody has left it; a panic takes them
 //! back before it says anything.
 use std::{
+    fs,
     io::{self, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     sync::{
         Once,
         atomic::{AtomicBool, Ordering},
@@ -21,6 +25,7 @@ use crossterm::{
 };
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use ratatui::{Frame, Terminal, backend::CrosstermBackend};
@@ -112,8 +117,17 @@ pub(super) struct Input(AsyncFd<OwnedFd>);
 impl Input {
     /// To be called within the runtime.
     pub(super) fn new() -> io::Result<Self> {
-        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-        let watched = stdin.try_clone()?;
+        // crossterm waits for the rest of a key that came by half, unless its
+        // reads never wait. They are made so on an opening of our own: what
+        // standard input was opened as is others' as well.
+        let terminal = fs::File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+            .open("/dev/tty")?;
+        nix::unistd::dup2_stdin(&terminal)?;
+        let terminal = OwnedFd::from(terminal);
+        let watched = terminal.try_clone()?;
         // crossterm reads a terminal that is gone for ever, and nothing else
         // of this thread has its turn then. So another one sees to the end.
         std::thread::Builder::new().name("hang-up".into()).spawn(move || {
@@ -122,28 +136,40 @@ impl Input {
                 std::process::exit(0);
             }
         })?;
-        Ok(Self(process::readable(stdin)?))
+        Ok(Self(process::readable(terminal)?))
+    }
+
+    /// Whether reads wait, as other programs expect it.
+    pub(super) fn wait(&self, waits: bool) -> io::Result<()> {
+        let flags = if waits { OFlag::empty() } else { OFlag::O_NONBLOCK };
+        fcntl(self.0.get_ref(), FcntlArg::F_SETFL(flags))?;
+        Ok(())
     }
 
     /// What has come, at least one thing; may be dropped while it waits.
     pub(super) async fn events(&self) -> io::Result<Vec<Event>> {
         loop {
-            let mut ready = self.0.readable().await?;
             // Cleared first: what comes from here on makes it ready again.
-            ready.clear_ready();
-            let mut events = Vec::new();
-            loop {
-                if is_gone(self.0.get_ref(), PollTimeout::ZERO) {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                if !event::poll(Duration::ZERO)? {
-                    break;
-                }
-                events.push(event::read()?);
-            }
+            self.0.readable().await?.clear_ready();
+            let events = self.come()?;
             if !events.is_empty() {
                 return Ok(events);
             }
+        }
+    }
+
+    /// What is there already. To be called after a change of size as well:
+    /// crossterm takes note of it by itself, and of no key in the same turn.
+    pub(super) fn come(&self) -> io::Result<Vec<Event>> {
+        let mut events = Vec::new();
+        loop {
+            if is_gone(self.0.get_ref(), PollTimeout::ZERO) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !event::poll(Duration::ZERO)? {
+                return Ok(events);
+            }
+            events.push(event::read()?);
         }
     }
 }
