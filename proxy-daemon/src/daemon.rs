@@ -29,16 +29,16 @@ use tokio::{
 
 use crate::{
     control::{self, About, Controlled},
-    flow::{Clock, Moment},
+    flow::{Capture, Clock, Moment},
     history::History,
     process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    proxy::{self, Account, Answered, Answers, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
         events::{self, Start, Written},
         otlp::{self, Otlp},
-        statsd, timeline,
+        recording, statsd, timeline,
     },
     retry::{Folded, Ledger, Limits, Snapshot},
     rules::{self, GuardState, RuleSet, RuleStatus, Rules},
@@ -86,6 +86,10 @@ pub struct Settings {
     pub upstream: Upstream,
     /// Where every attempt is written as it ends.
     pub events: Option<File>,
+    /// Where every attempt is recorded, with heads and bodies.
+    pub recording: Option<recording::Settings>,
+    /// Answers out of a recording; upstreams are not asked.
+    pub answers: Option<Arc<Answers>>,
     /// Where a line for each retry is sent.
     pub statsd: Option<SocketAddr>,
     /// Where metrics and traces are pushed.
@@ -124,6 +128,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error("cannot serve the listeners ({0}); the limit of open files may be too low (`ulimit -n`)")]
     Listen(#[source] io::Error),
+    #[error("cannot record ({0}); choose another --save file")]
+    Recording(#[source] io::Error),
     #[error("cannot start the process that --fail closed needs ({0}); `--fail open` does without")]
     Warden(#[source] io::Error),
 }
@@ -134,6 +140,7 @@ impl StartError {
             StartError::Redirect(error) => error.exit_code(),
             StartError::Tls(error) => error.exit_code(),
             StartError::Listen(_) => 69,
+            StartError::Recording(_) => 73,
             StartError::Warden(_) => 70,
         }
     }
@@ -177,6 +184,9 @@ pub struct Finished {
     pub way: redirect::Way,
     pub proxy: Counted,
     pub events: Option<Written>,
+    pub recording: Option<Written>,
+    /// What came of answering out of a recording.
+    pub answered: Option<Answered>,
     pub timeline: Option<Timeline>,
     /// Connections were cut that had not finished in time.
     pub hurried: bool,
@@ -203,6 +213,7 @@ pub struct Instance {
     looking: Option<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     events: Option<std::thread::JoinHandle<Written>>,
+    recording: Option<std::thread::JoinHandle<Written>>,
     timeline: Option<std::thread::JoinHandle<Timeline>>,
     /// Fills the history.
     filling: Option<std::thread::JoinHandle<()>>,
@@ -244,8 +255,10 @@ impl Instance {
         let learned = Learned::new(settings.strict);
         learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
+        let mut account = Account::new(clock, rules, ledger);
+        account.capture = settings.recording.as_ref().map(|it| Capture::new(it.bodies.unwrap_or_default()));
         let proxy = Arc::new(Proxy {
-            account: Arc::new(Account::new(clock, rules, ledger)),
+            account: Arc::new(account),
             gate: Arc::new(KernelGate(Arc::clone(&redirect))),
             processes: ProcessTable::new(newcomers, Arc::clone(&redirect) as Arc<dyn Memory>),
             leaves,
@@ -254,6 +267,7 @@ impl Instance {
             routes: settings.routes,
             learned,
             findings: crate::proxy::Findings::default(),
+            answers: settings.answers,
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
             page: settings.page.as_ref().map(page::Opened::address),
@@ -263,6 +277,12 @@ impl Instance {
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
             events::write(file, start, account.feed.subscribe(events::ROOM), clock)
         });
+        let recording = settings.recording.map(|recording| {
+            let account = &proxy.account;
+            let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
+            recording::write(recording, start, account.feed.subscribe(recording::ROOM), Arc::clone(account))
+        });
+        let recording = recording.transpose().map_err(StartError::Recording)?;
         let statsd = settings.statsd.map(|to| statsd::send(to, proxy.account.feed.subscribe(statsd::ROOM)));
         let statsd = statsd.transpose().map_err(StartError::Listen)?;
         let otlp = settings.otlp.map(|settings| Otlp::start(settings, &proxy.account, &proxy.gate));
@@ -318,6 +338,7 @@ impl Instance {
             looking: None,
             watching: Some(watching),
             events,
+            recording,
             timeline,
             filling,
             controlled,
@@ -473,6 +494,7 @@ impl Instance {
         account.feed.close();
         // What is on its way to the disk is waited for, however slow it is.
         let events = joined(self.events.take()).await;
+        let recording = joined(self.recording.take()).await;
         let timeline = joined(self.timeline.take()).await;
         joined(self.filling.take()).await;
         // Whoever follows is told of the end.
@@ -494,6 +516,8 @@ impl Instance {
             way: self.redirect.way().clone(),
             proxy: self.proxy.counters.read().without(heartbeats),
             events,
+            recording,
+            answered: self.proxy.answers.as_ref().map(|answers| answers.counts()),
             timeline,
             hurried,
             refusals: self.proxy.learned.refusals(now),

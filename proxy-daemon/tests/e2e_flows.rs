@@ -130,8 +130,9 @@ fn it_ends_with_its_reader_and_when_asked() {
 
     started.close_stdin();
     started.finish().ok();
-    let gone = finish(retryscope(["flows", "--instance", &pid])).code(69);
-    assert!(gone.stderr.contains("running"), "{gone}");
+    let gone = finish(retryscope(["flows", "--instance", &pid]));
+    // Others' instances may be running.
+    assert!([64, 69].contains(&gone.code) && gone.stderr.contains("running"), "{gone}");
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn a_hostile_upstream_does_not_reach_the_terminal() {
             let mut answer =
                 b"HTTP/1.1 503 \x9b2J\xff\xfe No\r\nContent-Length: 0\r\nX-Odd: \xff\xc0\x80\r\nX-Code: ".to_vec();
             answer.extend_from_slice(&[b'x'; 100_000]);
-            answer.extend_from_slice(b"\r\nx-amzn-errortype: Slow\x1b[2JDown\r\n\r\n");
+            answer.extend_from_slice(b"\r\nx-amzn-errortype: Slow\x9b2JDown\r\n\r\n");
             conn.send(answer).await?;
         }
         Ok(())
@@ -170,7 +171,7 @@ fn a_hostile_upstream_does_not_reach_the_terminal() {
         open('/proc/self/comm', 'wb').write(b'x\\x1b[2J\\xff')\n\
         raw = socket.create_connection((sys.argv[1], 443))\n\
         tls = ssl.create_default_context().wrap_socket(raw, server_hostname=sys.argv[1])\n\
-        tls.sendall(b'GET /\\xff\\x9b2J<script>\\xe2\\x80\\xae HTTP/1.1\\r\\nHost: ' + sys.argv[1].encode() + b'\\r\\n\\r\\n')\n\
+        tls.sendall(b'GET /\\xc2\\x9b2J<script>\\xe2\\x80\\xae HTTP/1.1\\r\\nHost: ' + sys.argv[1].encode() + b'\\r\\n\\r\\n')\n\
         tls.recv(65536)\n\
         print('asked', flush=True)\n\
         sys.stdin.read()\n";
@@ -185,7 +186,7 @@ fn a_hostile_upstream_does_not_reach_the_terminal() {
     assert!(lines.len() == 2 && lines[0].contains("OPERATION"), "nothing was cleared or broken: {shown}");
     let piped = finish(flows(started.pid, &[])).ok().text();
     assert!(!piped.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{piped:?}");
-    assert!(piped.contains("<script>") && piped.contains("\\u{1b}[2J"), "told, not obeyed: {piped:?}");
+    assert!(piped.contains("<script>") && piped.contains("x\\u{1b}[2J"), "told, not obeyed: {piped:?}");
     started.close_stdin();
     started.finish();
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 /// An instance with a page, that runs until its command's input ends.
 fn started(options: &[&str]) -> (common::run::RunningRun, Page) {
     let run = options.iter().fold(Run::new(), |run, option| run.option(option));
-    let mut started = run.start(words!["sh", "-c", "echo ready; cat"]);
+    let started = run.start(words!["sh", "-c", "echo ready; cat"]);
     started.line("ready");
     let page = Page::of(started.pid);
     (started, page)
@@ -322,7 +322,7 @@ fn the_intercepted_path_does_not_lead_to_it() {
     let run = Run::new().to(NAME, upstream.address, &ca).option(format!("--page=127.0.0.1:{port}"));
     let script = "curl -sS --http1.1 --max-time 10 -H \"Host: 127.0.0.1:$1\" \"https://upstream.test/v1/rules\"; echo \" named\"; \
         curl -sS --max-time 10 \"http://127.0.0.1:$1/v1/rules\"; echo \" direct\"; echo done; cat";
-    let mut started = run.start(words!["sh", "-c", script, "sh", port.to_string()]);
+    let started = run.start(words!["sh", "-c", script, "sh", port.to_string()]);
     started.line("done");
     let shown = common::show(&started.stdout.bytes());
     let asked =
@@ -345,8 +345,7 @@ fn an_address_that_cannot_be_had_is_said_in_a_sentence() {
     assert!(said.stderr.contains("nowhere"), "{said}");
     let said = retryscope(words!["run", "--page=0.0.0.0:0", "--", "true"]).finish(SOON).code(0);
     assert!(said.stderr.contains("can be reached from other machines, without encryption"), "{said}");
-    let (none, _page) = (Run::new().start(words!["sh", "-c", "echo ready; cat"]), ());
-    let mut none = none;
+    let none = Run::new().start(words!["sh", "-c", "echo ready; cat"]);
     none.line("ready");
     let said = retryscope(words!["page", "--instance", none.pid.to_string()]).finish(SOON).code(64);
     assert!(said.stderr.contains("serves no page; start it with --page"), "{said}");

@@ -70,8 +70,14 @@ pub(crate) const SUITES: &[&str] = &[
 /// Packages whose own tests are run, from their sources.
 pub(crate) const SOURCES: &[&str] = &["httpcore==1.0.9", "httpx==0.28.1", "urllib3==2.8.0"];
 
+/// What holds the local API to its description.
+pub(crate) const API: &[&str] = &["schemathesis==4.32.5"];
+
 /// What receives OTLP.
 pub(crate) const OTLP: &[&str] = &["opentelemetry-proto==1.45.2"];
+
+/// What reads HAR files besides us.
+pub(crate) const READERS: &[&str] = &["haralyzer==2.4.0", "mitmproxy==11.0.2"];
 
 /// The AWS SDK for JavaScript, and clients that retry, for Node.
 pub(crate) const NODE_CLIENTS: &[&str] = &[

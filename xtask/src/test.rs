@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::{
     machine,
-    packages::{CLIENTS, MATRIX, NODE_CLIENTS, OLD_CLIENTS, OTLP, SDKS, SOURCES, SUITES},
+    packages::{API, CLIENTS, MATRIX, NODE_CLIENTS, OLD_CLIENTS, OTLP, READERS, SDKS, SOURCES, SUITES},
     system::{self, find, install, is_root, steers, step},
     testbed::{self, Profile},
     venv,
@@ -102,7 +102,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let sdks = venv::python("sdks", SDKS)?;
     let otlp = venv::python("otlp", OTLP)?;
     let matrix = venv::python("matrix", MATRIX)?;
+    let api = venv::python("api", API)?;
     let suites = venv::python("suites", SUITES)?;
+    let readers = venv::python("readers", READERS)?;
     sources(&suites)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
     let (debian, cargo_deb) = (machine::tree()?, machine::cargo_deb()?);
@@ -120,8 +122,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("RETRYSCOPE_TEST_OLD_VENV", old_clients),
         ("RETRYSCOPE_TEST_SDK_VENV", sdks),
         ("RETRYSCOPE_TEST_OTLP_VENV", otlp),
+        ("RETRYSCOPE_TEST_API_VENV", api),
         ("RETRYSCOPE_TEST_MATRIX_VENV", matrix),
         ("RETRYSCOPE_TEST_SUITES_VENV", suites),
+        ("RETRYSCOPE_TEST_READERS_VENV", readers),
     ] {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);

@@ -121,12 +121,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let output = Output::open(args.options.report_file.as_deref(), owner)?;
     let junit = open_junit(&args.options, owner)?;
     let events = open_events(&args.options, owner)?;
+    let recording = args.options.save.open(owner)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let runtime = runtime()?;
 
     let place_id = || place(&wanted.reach).ok().and_then(|path| redirect::cgroup::id(&path).ok());
     let begun_in = place_id();
-    let scene = if by_tproxy { Scene::without_cgroups()? } else { Scene::set(wanted.choice != Choice::Ebpf)? };
+    let recorded = args.options.save.path();
+    let scene = match by_tproxy {
+        true => Scene::without_cgroups(recorded)?,
+        false => Scene::set(wanted.choice != Choice::Ebpf, recorded)?,
+    };
     process::raise_file_limit();
     if let Some(page) = &checked.page {
         page::tell(page);
@@ -146,12 +151,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         strict: args.options.strict,
         upstream: checked.upstream,
         events,
+        recording,
         timeline: args.options.wants_timeline(),
         keep: args.options.keep,
         metrics: checked.metrics,
         page: checked.page,
         statsd: checked.statsd,
         otlp: checked.otlp,
+        answers: checked.answers,
         authority: Arc::new(authority),
         host: None,
         control: None,

@@ -35,6 +35,7 @@ use crate::{
         confine::{self, ConfineError, Needs},
     },
     redirect,
+    report::recording,
     tls::Authority,
     view::page,
 };
@@ -141,6 +142,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         .transpose()?;
     let page = prepared.page.map(super::page::open).transpose()?;
     let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
+    let recording = recording(&config.recording, &file)?;
     let socket = folder.join(control::SOCKET);
     let control = control::bind_at(&socket)
         .map_err(|error| failed(&format!("open the control socket {}", socket.display()), error))?;
@@ -193,6 +195,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         routes: changeable.routes,
         upstream,
         events,
+        recording,
+        answers: None,
         timeline: false,
         keep: config.keep,
         metrics,
@@ -253,6 +257,15 @@ fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
 fn events(path: &Path) -> Result<fs::File, Failure> {
     fs::File::create(path)
         .map_err(|error| Failure::new(73, format!("cannot write every attempt to {} ({error})", path.display())))
+}
+
+/// A daemon goes on where its predecessor ended.
+fn recording(config: &config::Recording, file: &File) -> Result<Option<recording::Settings>, Failure> {
+    let Some(path) = config::some_path(&config.file) else { return Ok(None) };
+    let settings = super::save::open(&file.resolve(path), true, None)?;
+    let bodies = (config.bodies > 0).then(|| usize::try_from(config.bodies).unwrap_or(usize::MAX));
+    let bodies = bodies.map(|bodies| bodies.min(recording::MAX_BODIES));
+    Ok(Some(recording::Settings { secrets: config.secrets, bodies, ..settings }))
 }
 
 /// The options that limit an authority to the hosts that are looked into, if

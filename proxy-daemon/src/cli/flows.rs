@@ -179,10 +179,14 @@ impl Screen {
         if self.terminal { columns(io::stdout()) } else { usize::MAX }
     }
 
+    fn look(&self) -> Look {
+        Look { width: self.width(), color: self.color }
+    }
+
     fn head(&mut self) {
         if self.terminal && !self.json {
-            let head = Cells::head().line(self.width());
-            self.line(&if self.color { format!("\x1b[2m{head}\x1b[0m") } else { head });
+            let head = self.look().head();
+            self.line(&head);
         }
     }
 
@@ -191,7 +195,7 @@ impl Screen {
             let line = serde_json::to_string(attempt).unwrap_or_default();
             return self.line(&line);
         }
-        let line = Cells::of(attempt).painted(self.width(), self.color.then(|| color(attempt)));
+        let line = self.look().line(attempt);
         self.line(&line);
     }
 
@@ -202,6 +206,31 @@ impl Screen {
             format!("... {skipped} attempts are not shown: they came faster than they were read")
         };
         self.line(&line);
+    }
+}
+
+/// How lines are shown, also those of a recording.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Columns; `usize::MAX` for no end.
+    pub(super) width: usize,
+    pub(super) color: bool,
+}
+
+impl Look {
+    /// With so much of its width taken.
+    pub(super) fn less(self, columns: usize) -> Self {
+        let width = if self.width == usize::MAX { self.width } else { self.width.saturating_sub(columns) };
+        Self { width, ..self }
+    }
+
+    pub(super) fn head(self) -> String {
+        let head = Cells::head().line(self.width);
+        if self.color { format!("\x1b[2m{head}\x1b[0m") } else { head }
+    }
+
+    pub(super) fn line(self, attempt: &AttemptEntry) -> String {
+        Cells::of(attempt).painted(self.width, self.color.then(|| color(attempt)))
     }
 }
 
@@ -286,7 +315,12 @@ impl Cells {
         let others = 8 + 1 + pid + 1 + COMM + 1 + 1 + NUMBER + 1 + STATUS + 1 + TOOK + 1 + WAITED;
         let (paint, end) = color.map_or(("", ""), |color| (color, "\x1b[0m"));
         let retry = if color.is_some() && !self.waited.is_empty() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-        let start = format!("{:8} {:>pid$} {}", self.time, self.pid, left(&self.comm, COMM));
+        let start = format!(
+            "{:8} {:>pid$} {}",
+            self.time,
+            self.pid,
+            left(&self.comm, if width == usize::MAX { self.comm.width().max(COMM) } else { COMM })
+        );
         let end = format!(
             "{}{}{} {paint}{}{end} {} {}",
             retry.0,

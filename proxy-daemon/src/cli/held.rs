@@ -11,12 +11,13 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{
-    Failure, edit,
+    Failure,
     rules::{Instance, with},
 };
 use crate::{
     control::{Act, Client, ClientError, HeldView, HoldEvent, Released, Verdict},
     report::words::{duration, plain},
+    view,
 };
 
 /// The longest body that is sent, in bytes: the instance's own bound.
@@ -227,8 +228,8 @@ pub(super) fn show(event: &HoldEvent, json: bool) -> io::Result<()> {
         event if json => format!("{}\n", serde_json::to_string(event).unwrap_or_default()),
         HoldEvent::Held(held) => block(held, false),
         HoldEvent::Released(released) => line(released),
-        HoldEvent::Over(id) => format!("intercept {id} holds no more attempts\n"),
-        HoldEvent::Skipped(events) => format!("({events} events are missing here: this was too slow)\n"),
+        HoldEvent::Over(over) => format!("intercept {} holds no more attempts\n", over.intercept),
+        HoldEvent::Skipped(events) => format!("({} events are missing here: this was too slow)\n", events.skipped),
     };
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
@@ -269,18 +270,7 @@ fn block(held: &HeldView, now: bool) -> String {
 }
 
 fn line(released: &Released) -> String {
-    let how = match released.how.as_str() {
-        "resumed" => "went on as it was",
-        "changed" => "went on, changed",
-        "answered" => "was answered",
-        "dropped" => "was broken off",
-        "left" => "is gone: the client left",
-        "late" => "went on as it was: nobody decided in time",
-        "off" => "went on as it was: its intercept was ended",
-        "ended" => "went on as it was: the instance ends",
-        other => other,
-    };
-    format!("#{} {how}, after {}\n", released.id, told(released.waited_ms as f64))
+    format!("{}\n", view::words::released(released))
 }
 
 pub(super) fn resume(args: Resume) -> Result<ExitCode, Failure> {
@@ -289,7 +279,7 @@ pub(super) fn resume(args: Resume) -> Result<ExitCode, Failure> {
         let Id::One(id) = which.id else {
             return Err(Failure::usage("--edit opens one attempt; name it by its number"));
         };
-        return with(&which.instance, async |client| match edit::edit(client, id).await? {
+        return with(&which.instance, async |client| match view::edit::edit(client, id).await? {
             Some(released) => say(&if which.json { json(&released) } else { line(&released) }),
             None => say(&format!("nothing was decided: #{id} stays held\n")),
         });

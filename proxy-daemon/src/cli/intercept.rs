@@ -141,7 +141,7 @@ async fn watch(client: &Client, new: &NewIntercept, signals: Signals, json: bool
         let mine = match &event {
             HoldEvent::Held(held) => held.intercept == id,
             HoldEvent::Released(released) => released.intercept == id,
-            HoldEvent::Over(over) => *over == id,
+            HoldEvent::Over(over) => over.intercept == id,
             HoldEvent::Skipped(_) => true,
         };
         if !mine {

@@ -10,7 +10,7 @@ mod ca;
 mod config;
 mod daemon;
 mod doctor;
-mod edit;
+mod export;
 mod flows;
 mod held;
 mod intercept;
@@ -20,12 +20,16 @@ mod otlp;
 mod output;
 mod page;
 mod place;
+mod recording;
 mod reload;
+mod replay;
 mod report;
 mod rules;
 mod run;
+mod save;
 mod scene;
 mod signals;
+mod top;
 mod user;
 
 use std::{
@@ -77,12 +81,20 @@ enum Command {
     Config(config::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
-    /// Show the report of a running instance, or of a file; compare two
+    /// Show the report of a running instance, of a recording, or of a file; compare two
     Report(report::Args),
     /// Print the address of a running instance's page, with the token that lets a browser in
     Page(page::Args),
+    /// Show what `--save` has recorded, a line for each attempt
+    Show(recording::Args),
+    /// Print an attempt as a command
+    Export(export::Args),
+    /// Send recorded requests again, and tell what is answered otherwise
+    Replay(replay::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
+    /// Watch a running instance: processes, calls, what is held, rules
+    Top(top::Args),
     /// Check and try rules, and change those of a running instance
     Rules(rules::Args),
     /// Have attempts wait for you, at their request or their response
@@ -136,7 +148,8 @@ failure_from!(
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
     crate::redirect::find::FindError,
-    crate::tls::TlsError
+    crate::tls::TlsError,
+    crate::view::ViewError
 );
 
 /// The runtime of an instance. The data path is light; more threads than
@@ -157,7 +170,9 @@ pub fn main() -> ExitCode {
         [hidden, descriptor, cgroup] if hidden == launch::LAUNCH => {
             return launch::main(&descriptor.to_string_lossy(), Path::new(cgroup));
         }
-        [hidden] if hidden == janitor::JANITOR => return janitor::main(crate::redirect::sweep),
+        [hidden] if hidden == janitor::JANITOR => {
+            return janitor::main(crate::redirect::sweep, |recording| drop(crate::report::recording::mend(recording)));
+        }
         [hidden] if hidden == warden::WARDEN => {
             return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
         }
@@ -185,7 +200,11 @@ pub fn main() -> ExitCode {
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Page(args) => page::run(&args),
+        Command::Show(args) => recording::show(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Intercept(args) => intercept::run(args),
         Command::Held(args) => held::list(&args),

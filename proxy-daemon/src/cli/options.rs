@@ -2,6 +2,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
+    sync::Arc,
 };
 
 use clap::Args;
@@ -9,7 +10,7 @@ use clap::Args;
 use super::Failure;
 use crate::{
     control, history,
-    proxy::{Mapping, Routes},
+    proxy::{Answers, Mapping, Routes},
     redirect::{self, Choice, Reach, Wanted, Way},
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
@@ -122,6 +123,17 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(super) events: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(super) save: super::save::Save,
+
+    /// Answer from this recording instead of connecting to anybody
+    ///
+    /// Requests are found by method, host, URL and body; in the order of the
+    /// recording, the last answer again and again. What is not in it is
+    /// answered 501.
+    #[arg(long, value_name = "FILE")]
+    answer_from: Option<PathBuf>,
+
     /// Keep the latest N attempts for `retryscope flows` and other views; 0 keeps none
     ///
     /// They take 256 bytes each at most, and 32 MiB for the header fields of
@@ -233,6 +245,7 @@ pub(super) struct Checked {
     pub(super) page: Option<page::Opened>,
     pub(super) statsd: Option<SocketAddr>,
     pub(super) otlp: Option<report::otlp::Settings>,
+    pub(super) answers: Option<Arc<Answers>>,
 }
 
 /// What `--port any` is kept as; no port has that number.
@@ -294,7 +307,21 @@ impl Options {
         let page = self.page.map(super::page::open).transpose()?;
         let statsd = self.statsd.as_deref().map(report::statsd::resolve).transpose().map_err(Failure::usage)?;
         let otlp = self.otlp.check(&upstream)?;
-        Ok(Checked { rules, rule_settings, rule_files, routes, upstream, assertions, metrics, page, statsd, otlp })
+        let answers = self.answer_from.as_deref().map(super::recording::load).transpose()?;
+        let answers = answers.map(|recording| Arc::new(Answers::new(&recording)));
+        Ok(Checked {
+            rules,
+            rule_settings,
+            rule_files,
+            routes,
+            upstream,
+            assertions,
+            metrics,
+            page,
+            statsd,
+            otlp,
+            answers,
+        })
     }
 
     /// What is to be redirected, of all that reach takes in.

@@ -141,7 +141,8 @@ pub(super) fn report_of(
 ) -> Report {
     notes.extend(told(&finished.way));
     notes.extend(finished.redirect.sentences());
-    let differences = report::differences(&finished.redirect, finished.hurried);
+    let mut differences = report::differences(&finished.redirect, finished.hurried);
+    differences.extend(finished.answered.iter().flat_map(report::from_recording));
     notes.extend(rule_notes(&finished));
     if let Some(events) = &finished.events {
         if let Some(error) = &events.error {
@@ -149,6 +150,17 @@ pub(super) fn report_of(
         }
         if events.dropped > 0 {
             notes.push(format!("The disk was too slow for --events: {} attempts are not in the file.", events.dropped));
+        }
+    }
+    if let (Some(recording), Some(path)) = (&finished.recording, options.save.path()) {
+        notes.extend(recording.error.as_ref().map(|error| {
+            let mut sentence = report::recording::stopped(&path, error);
+            sentence.replace_range(..1, "T");
+            format!("{sentence}.")
+        }));
+        if recording.dropped > 0 {
+            notes
+                .push(format!("The disk was too slow for --save: {} attempts are not in the file.", recording.dropped));
         }
     }
     let mut redirect = serde_json::to_value(finished.redirect).unwrap_or_default();

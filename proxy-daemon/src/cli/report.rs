@@ -11,10 +11,12 @@ use super::{
     Failure,
     options::Form,
     output::{DEFAULT_WIDTH, columns},
+    recording,
 };
 use crate::{
     control::{self, Client, ClientError},
-    report::{self, Report, diff},
+    flow::record,
+    report::{self, Report, Timeline, diff, recorded},
 };
 
 /// What is no report.
@@ -22,7 +24,7 @@ const NO_REPORT: u8 = 65;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A JSON report, instead of a running instance's
+    /// A JSON report or a recording, instead of a running instance
     #[arg(value_name = "FILE", conflicts_with_all = ["pid", "watch", "diff"])]
     file: Option<PathBuf>,
 
@@ -62,7 +64,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         );
     }
     if let Some(path) = &args.file {
-        return tell(&render(&load(path)?, args), file);
+        let (report, timeline) = of_file(path)?;
+        return tell(&render(&report, timeline.as_ref(), args), file);
     }
     let client = control::find(args.pid)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -70,7 +73,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .build()
         .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
     match args.watch {
-        None => tell(&render(&runtime.block_on(client.report())?, args), file),
+        None => tell(&render(&runtime.block_on(client.report())?, None, args), file),
         Some(seconds) => {
             runtime.block_on(watch(&client, Duration::from_secs(seconds), args))?;
             Ok(ExitCode::SUCCESS)
@@ -125,24 +128,49 @@ async fn watch(client: &Client, every: Duration, args: &Args) -> Result<(), Fail
         seen = true;
         // On a terminal the new one takes the old one's place.
         let clear = if io::stdout().is_terminal() && args.report == Form::Text { "\x1b[2J\x1b[H" } else { "" };
-        if !show(&format!("{clear}{}", render(&report, args))) {
+        if !show(&format!("{clear}{}", render(&report, None, args))) {
             return Ok(());
         }
     }
 }
 
-fn render(report: &Report, args: &Args) -> String {
+fn render(report: &Report, timeline: Option<&Timeline>, args: &Args) -> String {
     if args.report_file.is_some() {
-        return args.report.render(report, None, DEFAULT_WIDTH, false);
+        return args.report.render(report, timeline, DEFAULT_WIDTH, false);
     }
     let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    args.report.render(report, None, columns(io::stdout()), color)
+    args.report.render(report, timeline, columns(io::stdout()), color)
 }
 
 /// False if nobody reads any more.
 fn show(text: &str) -> bool {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// The report in a file, or of a recording.
+fn of_file(path: &Path) -> Result<(Report, Option<Timeline>), Failure> {
+    let bytes = recording::bytes(path, "report")?;
+    if serde_json::from_slice::<Marked>(&bytes).is_ok_and(|marked| marked.schema.is_some()) {
+        return Ok((load(path)?, None));
+    }
+    let shown = path.display();
+    let recording = record::load(&bytes).map_err(|error| {
+        Failure::new(
+            NO_REPORT,
+            format!(
+                "{shown} is no report of retryscope (`--report json --report-file FILE` writes one), and no recording: {error}"
+            ),
+        )
+    })?;
+    let (report, timeline) = recorded::report(recording, &shown.to_string());
+    Ok((report, Some(timeline)))
+}
+
+/// What tells a report.
+#[derive(serde::Deserialize)]
+struct Marked {
+    schema: Option<u64>,
 }
 
 fn load(path: &Path) -> Result<Report, Failure> {

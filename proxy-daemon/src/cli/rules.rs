@@ -2,7 +2,7 @@
 //! instance.
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -10,13 +10,9 @@ use std::{
 use super::Failure;
 use crate::{
     control::{self, Client, ClientError, RulesView},
-    flow::record,
     report::words::plain,
     rules::{self, RuleErrors, RuleSet, presets},
 };
-
-/// The largest recording that is tried, in bytes.
-const MAX_RECORDING: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -210,19 +206,6 @@ fn list(view: &RulesView) -> String {
 
 fn attempt(rules: &Path, recording: &Path, seed: Option<u64>) -> Result<String, Failure> {
     let set = RuleSet::parse(&[], &read(&[rules.to_owned()])?)?;
-    let shown = recording.display();
-    let unreadable = |error: io::Error| Failure::usage(format!("cannot read the recording {shown} ({error})"));
-    let mut bytes = Vec::new();
-    if recording == Path::new("-") {
-        io::stdin().lock().take(MAX_RECORDING + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    } else {
-        fs::File::open(recording)
-            .and_then(|file| file.take(MAX_RECORDING + 1).read_to_end(&mut bytes))
-            .map_err(unreadable)?;
-    }
-    if bytes.len() as u64 > MAX_RECORDING {
-        return Err(Failure::usage(format!("the recording {shown} is larger than {MAX_RECORDING} bytes; split it")));
-    }
-    let attempts = record::read(&bytes).map_err(|error| Failure::usage(format!("{shown}: {error}")))?;
-    Ok(crate::report::trial::run(set, seed, attempts))
+    let recording = super::recording::load(recording)?;
+    Ok(crate::report::trial::run(set, seed, recording.attempts))
 }

@@ -38,6 +38,7 @@ use crate::{
     },
     proxy::Mapping,
     redirect::{Reach, Redirection, Target},
+    report::recording,
     tls::{self, Authority, TlsError, TrustInput},
 };
 
@@ -84,6 +85,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let output = Output::open(args.options.report_file.as_deref(), caller.owner())?;
     let junit = open_junit(&args.options, caller.owner())?;
     let events = open_events(&args.options, caller.owner())?;
+    let recording = args.options.save.open(caller.owner())?;
     let assertions = checked.assertions.clone();
 
     // Blocked before any thread starts, so that every thread leaves them to
@@ -93,7 +95,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let authority = std::thread::spawn(Authority::in_memory);
 
     let runtime = runtime()?;
-    let job = Job { args, checked, events, who, environment, cwd, program, authority };
+    let job = Job { args, checked, events, recording, who, environment, cwd, program, authority };
     let (options, outcome, mut finished, mut notes, scene) = runtime.block_on(job.serve(signals))?;
 
     let left = scene.left_behind();
@@ -142,6 +144,7 @@ struct Job {
     args: Args,
     checked: Checked,
     events: Option<fs::File>,
+    recording: Option<recording::Settings>,
     who: Who,
     environment: Environment,
     cwd: PathBuf,
@@ -166,13 +169,14 @@ impl Job {
             args: Args { options, no_mount, command, duration: rules_for, .. },
             checked,
             events,
+            recording,
             who,
             environment,
             cwd,
             program,
             authority,
         } = self;
-        let scene = set(options.redirect)?;
+        let scene = set(options.redirect, options.save.path())?;
         tracing::debug!("the scene is set");
         let mut launcher = Launcher::start(scene.target()).map_err(fault)?;
         let pid = Pid::from_raw(launcher.child.id().cast_signed());
@@ -219,12 +223,14 @@ impl Job {
                 strict: options.strict,
                 upstream: checked.upstream,
                 events,
+                recording,
                 timeline: options.wants_timeline(),
                 keep: options.keep,
                 metrics: checked.metrics,
                 page: checked.page,
                 statsd: checked.statsd,
                 otlp: checked.otlp,
+                answers: checked.answers,
                 authority: Arc::new(authority),
                 host: None,
                 control: None,
@@ -275,7 +281,7 @@ impl Job {
         };
         tracing::debug!("the command was started, or refused");
         if refusal.is_none() && std::io::stderr().is_terminal() {
-            let line = ["flows".to_owned(), "--follow".into(), "--instance".into(), std::process::id().to_string()];
+            let line = ["top".to_owned(), "--instance".into(), std::process::id().to_string()];
             say(&format!("to watch it from a second terminal: {}", sudo_line(&line)));
         }
         if let Some(Refusal { message, code }) = refusal {
@@ -297,14 +303,14 @@ impl Job {
 
 /// The places that the command needs. TPROXY can do without a cgroup; it then
 /// takes all of the network namespace, which nobody is to find out afterwards.
-fn set(by: RedirectBy) -> Result<Scene, Failure> {
-    match Scene::set(by != RedirectBy::Ebpf) {
+fn set(by: RedirectBy, recording: Option<PathBuf>) -> Result<Scene, Failure> {
+    match Scene::set(by != RedirectBy::Ebpf, recording.clone()) {
         Err(failure) if by == RedirectBy::Tproxy => {
             say(&format!(
                 "the command has no cgroup of its own ({}), so every process of this network namespace is redirected",
                 failure.message
             ));
-            Scene::without_cgroups()
+            Scene::without_cgroups(recording)
         }
         scene => scene,
     }

@@ -47,8 +47,9 @@ struct Cgroups {
 
 impl Scene {
     /// Makes the places, and moves this process into its own cgroup. `routes`:
-    /// the janitor is to remove routes that may be left.
-    pub(super) fn set(routes: bool) -> Result<Self, Failure> {
+    /// the janitor is to remove routes that may be left. `recording`: it is to
+    /// mend this file, should we be killed.
+    pub(super) fn set(routes: bool, recording: Option<PathBuf>) -> Result<Self, Failure> {
         let failed = |error: cgroup::CgroupError| Failure::new(error.exit_code(), error.to_string());
         sweep();
         let cgroups = Cgroups::choose().map_err(failed)?;
@@ -64,6 +65,7 @@ impl Scene {
             cgroups: vec![cgroups.target.clone(), cgroups.daemon.clone(), cgroups.base.clone()],
             folder: Some(folder.clone()),
             routes,
+            recording,
         };
         let made = cgroup::create(&cgroups.daemon)
             .and_then(|()| cgroup::create(&cgroups.target))
@@ -86,10 +88,10 @@ impl Scene {
     }
 
     /// The same without cgroups, for where none are needed.
-    pub(super) fn without_cgroups() -> Result<Self, Failure> {
+    pub(super) fn without_cgroups(recording: Option<PathBuf>) -> Result<Self, Failure> {
         sweep();
         let folder = private_folder(None)?;
-        let chores = Chores { folder: Some(folder.clone()), routes: true, ..Chores::default() };
+        let chores = Chores { folder: Some(folder.clone()), routes: true, recording, ..Chores::default() };
         match janitor(&chores) {
             Ok(janitor) => Ok(Self { cgroups: None, folder, janitor: Some(janitor) }),
             Err(failure) => {

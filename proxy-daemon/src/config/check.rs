@@ -397,6 +397,7 @@ impl Config {
             ("statsd", self.statsd != new.statsd),
             ("otlp", self.otlp != new.otlp),
             ("events", self.events != new.events),
+            ("recording", self.recording != new.recording),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

@@ -81,6 +81,7 @@ table! {
         statsd: Statsd,
         otlp: Otlp,
         events: Events,
+        recording: Recording,
     }
 }
 
@@ -170,6 +171,19 @@ table! {
     pub struct Events in "events" {
         /// The file; emptied when the daemon starts. Empty: none.
         file: PathBuf = PathBuf::new() => example "\"/var/log/retryscope/events.jsonl\"";
+    }
+}
+
+table! {
+    /// Every attempt with its heads, for `retryscope show` and `replay`.
+    pub struct Recording in "recording" {
+        /// The file: HAR if it ends in .har, JSON lines if it ends in .jsonl. Added to where it is there
+        /// already. Empty: none.
+        file: PathBuf = PathBuf::new() => example "\"/var/log/retryscope/attempts.jsonl\"";
+        /// Record bodies as well, up to so many bytes of each. 0: none.
+        bodies: u64 = 0 => default "0";
+        /// Record credentials as they are; whoever can read the file can use them.
+        secrets: bool = false => default "false";
     }
 }
 

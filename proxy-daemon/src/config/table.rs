@@ -70,8 +70,8 @@ macro_rules! table {
 pub(super) use table;
 
 /// Every table of the file: name, what it is for, keys.
-pub(super) fn all() -> [(&'static str, &'static [&'static str], &'static [Key]); 9] {
-    use super::{Config, Control, Events, Log, Metrics, Otlp, Rules, Statsd, Targets};
+pub(super) fn all() -> [(&'static str, &'static [&'static str], &'static [Key]); 10] {
+    use super::{Config, Control, Events, Log, Metrics, Otlp, Recording, Rules, Statsd, Targets};
     fn of<T: Table>() -> (&'static str, &'static [&'static str], &'static [Key]) {
         (T::NAME, T::DOC, T::KEYS)
     }
@@ -85,5 +85,6 @@ pub(super) fn all() -> [(&'static str, &'static [&'static str], &'static [Key]);
         of::<Statsd>(),
         of::<Otlp>(),
         of::<Events>(),
+        of::<Recording>(),
     ]
 }

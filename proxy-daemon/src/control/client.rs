@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-pub use held::Following;
+pub use held::FollowingHeld;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;

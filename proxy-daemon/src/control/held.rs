@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     flow::{Clock, Content, Headers, Moment, Protocol},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Where attempts are stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldAt {
     /// Before the upstream sees the request.
@@ -34,7 +35,7 @@ impl From<HoldAt> for At {
 }
 
 /// An intercept that is to be put in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewIntercept {
     /// In the filter language.
@@ -43,14 +44,16 @@ pub struct NewIntercept {
     pub at: HoldAt,
     /// How long an attempt is held at most; 5 minutes unless told otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3_600_000, default = 300_000)]
     pub max_wait_ms: Option<u64>,
     /// It is over after so many attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub count: Option<u64>,
 }
 
 /// An intercept in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterceptView {
     pub id: u64,
     pub filter: String,
@@ -78,25 +81,25 @@ impl InterceptView {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Intercepts {
     pub intercepts: Vec<InterceptView>,
 }
 
 /// What came of withdrawing an intercept.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Withdrawn {
     /// Attempts that were held and went on.
     pub released: usize,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HeldList {
     pub held: Vec<HeldView>,
 }
 
 /// A held attempt, in short.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HeldView {
     pub id: u64,
     pub intercept: u64,
@@ -175,7 +178,7 @@ impl HeldView {
 }
 
 /// A held attempt, in full.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HeldInFull {
     pub held: HeldView,
     pub request: Message,
@@ -185,7 +188,7 @@ pub struct HeldInFull {
     pub told: Option<Message>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Message {
     /// Of a request.
     pub method: Option<String>,
@@ -199,7 +202,7 @@ pub struct Message {
 }
 
 /// A body without its codings. Either `text` or `base64` is there, or neither.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Body {
     /// Where it is UTF-8.
     pub text: Option<String>,
@@ -293,7 +296,7 @@ fn pairs(headers: &Headers) -> Vec<(String, String)> {
 }
 
 /// What becomes of a held attempt.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     pub action: Act,
@@ -322,7 +325,7 @@ pub struct Verdict {
     pub close: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Act {
     /// It goes on, with the changes that are told.
@@ -364,7 +367,7 @@ impl Verdict {
 }
 
 /// What became of a held attempt.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Released {
     pub id: u64,
     pub intercept: u64,
@@ -384,6 +387,18 @@ impl Released {
     }
 }
 
+/// The intercept holds nothing more that comes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Over {
+    pub intercept: u64,
+}
+
+/// Whoever follows was too slow: so many events are missing.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Skipped {
+    pub skipped: u64,
+}
+
 /// What whoever follows is told, one a server-sent event; `event` there is
 /// the variant's name, `data` what it holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -391,10 +406,8 @@ impl Released {
 pub enum HoldEvent {
     Held(Box<HeldView>),
     Released(Released),
-    /// The intercept with this number holds nothing more that comes.
-    Over(u64),
-    /// Whoever follows was too slow: so many events are missing.
-    Skipped(u64),
+    Over(Over),
+    Skipped(Skipped),
 }
 
 fn millis(time: Duration) -> u64 {

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, Following as FollowingHeld, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, find, named};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
-    Released, Verdict, Withdrawn,
+    Over, Released, Skipped, Verdict, Withdrawn,
 };
 pub use scraped::{MetricsServer, listen};
 pub use server::{Server, api, bind, bind_at, document, refused};

@@ -26,6 +26,11 @@ pub fn plain<'a>(content: &'a Content, headers: &Headers) -> Option<Cow<'a, [u8]
     if codings.is_empty() { Some(Cow::Borrowed(body)) } else { decode(body, &codings).map(Cow::Owned) }
 }
 
+/// Whether a coding is on the body that a head describes.
+pub fn is_coded(headers: &Headers) -> bool {
+    !codings(headers).is_empty()
+}
+
 /// In the order in which they were put on.
 fn codings(headers: &Headers) -> Vec<String> {
     headers

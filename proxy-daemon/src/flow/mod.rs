@@ -5,6 +5,7 @@
 //! Out: [`Attempt`], the one record that rules, the ledger and every view
 //! share. Nothing here does I/O or reads a clock.
 pub mod aws;
+pub mod capture;
 pub mod complaint;
 pub mod content;
 pub mod filter;
@@ -12,6 +13,7 @@ mod headers;
 pub mod record;
 pub mod redact;
 pub mod route;
+pub mod secrets;
 
 use std::{
     fmt,
@@ -21,6 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use capture::{Capture, Captured};
 pub use complaint::Complaint;
 pub use headers::Headers;
 
@@ -290,6 +293,8 @@ pub struct Attempt {
     /// HTTP/1 with a length, before it where chunked).
     pub sent: u64,
     pub received: u64,
+    /// What a recording has besides; empty until it has ended.
+    pub captured: Option<Arc<Captured>>,
 }
 
 impl Attempt {
@@ -320,6 +325,7 @@ impl Attempt {
             ended: None,
             sent: 0,
             received: 0,
+            captured: None,
         }
     }
 

@@ -159,7 +159,15 @@ struct Known {
     texts: HashMap<u64, At>,
     addresses: HashMap<IpAddr, At>,
     /// By where their facts lie, which stays as long as they are kept here.
-    processes: HashMap<(usize, usize), (At, Arc<Process>, Arc<Facts>)>,
+    processes: HashMap<(usize, usize), Remembered>,
+}
+
+/// Held, so that nothing else comes to lie in its place.
+#[derive(Debug)]
+struct Remembered {
+    at: At,
+    _process: Arc<Process>,
+    _facts: Arc<Facts>,
 }
 
 #[derive(Debug, Default)]
@@ -309,8 +317,8 @@ impl Chunk {
     fn remember(&mut self, known: &mut Known, process: &Arc<Process>) -> At {
         let facts = process.facts();
         let key = (Arc::as_ptr(process).addr(), Arc::as_ptr(&facts).addr());
-        if let Some((at, ..)) = known.processes.get(&key) {
-            return *at;
+        if let Some(known) = known.processes.get(&key) {
+            return known.at;
         }
         let mut kept = Process::new(process.key, process.parent, process.uid, Facts::clone(&facts));
         (kept.image, kept.inner) = (process.image, process.inner);
@@ -319,7 +327,7 @@ impl Chunk {
             self.facts += text.len();
         }
         let at = push(&mut self.processes, Arc::new(kept));
-        known.processes.insert(key, (at, Arc::clone(process), facts));
+        known.processes.insert(key, Remembered { at, _process: Arc::clone(process), _facts: facts });
         at
     }
 }

@@ -1,4 +1,5 @@
 //! An attempt as a command for a shell.
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,6 +18,11 @@ const OWN: &[&str] = &["host", "content-length", "connection", "transfer-encodin
 
 impl Curl {
     pub(super) fn of(attempt: &AttemptDetail) -> Self {
+        Self::with_body(attempt, None)
+    }
+
+    /// `body`: the request's, where all of it is known.
+    pub fn with_body(attempt: &AttemptDetail, body: Option<&[u8]>) -> Self {
         let it = &attempt.attempt;
         let mut words: Vec<String> = vec!["curl".into()];
         let mut notes = Vec::new();
@@ -55,14 +61,23 @@ impl Curl {
         if it.method == "CONNECT" && it.status.is_none() {
             notes.push("The connection could not be made: no request was sent.".to_owned());
         }
-        if it.sent > 0 {
+        let mut before = String::new();
+        if let Some(body) = body.filter(|body| !body.is_empty()) {
+            match std::str::from_utf8(body).ok().filter(|text| !text.contains('\0')) {
+                Some(text) => words.extend(["--data-raw".to_owned(), text.to_owned()]),
+                None => {
+                    before = format!("echo {} | base64 -d | ", STANDARD.encode(body));
+                    words.extend(["--data-binary".to_owned(), "@-".to_owned()]);
+                }
+            }
+        } else if it.sent > 0 {
             notes.push(format!("The body of {} bytes is not kept: add it with --data-binary @FILE.", it.sent));
         }
         if words.iter().any(|word| word.contains(crate::flow::redact::REDACTED)) {
             notes.push("Credentials were taken out: put your own where it says REDACTED.".to_owned());
         }
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        Self { command: words.join(" "), notes }
+        Self { command: format!("{before}{}", words.join(" ")), notes }
     }
 }
 
@@ -132,6 +147,18 @@ mod tests {
         let curl = Curl::of(&detail("GET", &[("X-Odd", "a\u{1b}[2J'b\\")]));
         assert!(curl.command.contains(r"$'X-Odd: a\x1b[2J\'b\\'"), "{}", curl.command);
         assert!(!curl.command.contains(char::is_control));
+    }
+
+    #[test]
+    fn bodies_are_as_they_were() {
+        let it = detail("POST", &[]);
+        let words = shlex::split(&Curl::with_body(&it, Some(b"@a='b'")).command).expect("words");
+        assert_eq!(&words[words.len() - 2..], ["--data-raw", "@a='b'"]);
+        let curl = Curl::with_body(&it, Some(b"\xff\x00"));
+        assert!(
+            curl.command.starts_with("echo /wA= | base64 -d | curl ") && curl.command.ends_with("--data-binary @-")
+        );
+        assert!(curl.notes.is_empty());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What is told of an attempt and of a call: the shapes of the local API.
 //! Fields are added, never renamed or given another meaning.
+use std::time::{Duration, SystemTime};
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -8,12 +10,13 @@ use super::{
     store::Heads,
 };
 use crate::{
-    flow::{Clock, Failure, Headers, Moment},
+    flow::{Attempt, Clock, Failure, Headers, Moment},
     process::{container, unit},
     report::{
         build::{ms, time},
         events::{evidence, protocol},
     },
+    retry::Class,
 };
 
 /// One attempt that has ended. Times are in milliseconds.
@@ -129,6 +132,55 @@ impl AttemptEntry {
     }
 }
 
+impl AttemptEntry {
+    /// One out of a recording; `started` is what its moments count from.
+    pub fn recorded(id: u64, attempt: &Attempt, started: SystemTime) -> Self {
+        let facts = attempt.process.facts();
+        let cgroup = facts.cgroup.as_deref();
+        let injected = attempt.injected.as_ref();
+        let owned = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(str::to_owned);
+        let response = attempt.response.as_ref();
+        Self {
+            id,
+            time: time(started + Duration::from_nanos(attempt.started.0)),
+            at_ms: ms(attempt.started.since(Moment::default())),
+            took_ms: ms(attempt.ended.unwrap_or(attempt.started).since(attempt.started)),
+            pid: attempt.process.key.pid,
+            start_ticks: attempt.process.key.start_ticks,
+            comm: facts.comm.clone(),
+            command: facts.command.clone(),
+            cgroup: cgroup.map(str::to_owned),
+            unit: cgroup.and_then(unit).map(str::to_owned),
+            container: cgroup.and_then(container).map(str::to_owned),
+            container_name: facts.container_name.clone(),
+            connection: attempt.connection.0,
+            call: attempt.link.call.0,
+            attempt: attempt.link.number,
+            max: attempt.link.max,
+            evidence: evidence(attempt.link.evidence).to_owned(),
+            waited_ms: attempt.link.waited.map(|wait| ms(wait.length())),
+            waited_for_rule: attempt.link.waited.is_some_and(|wait| wait.injected),
+            service: owned(&attempt.operation.service),
+            operation: owned(&attempt.operation.name),
+            protocol: protocol(attempt.protocol).to_owned(),
+            method: attempt.request.method.to_string(),
+            url: attempt.request.url(),
+            status: response.map(|response| response.status),
+            reason: response.map(|response| response.reason.clone()).filter(|reason| !reason.is_empty()),
+            told: attempt.status(),
+            rule: injected.map(|injected| injected.rule.to_string()),
+            abort: injected.and_then(|injected| injected.abort).map(str::to_owned),
+            failure: attempt.failure.map(|failure| failure.name().to_owned()),
+            class: Class::of(attempt).name().to_owned(),
+            code: owned(&attempt.complaint.code),
+            retry_after_ms: attempt.complaint.wait.map(ms),
+            sent: attempt.sent,
+            received: attempt.received,
+            held_ms: ms(attempt.held),
+        }
+    }
+}
+
 /// A header field. What is no UTF-8 has `�` in its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Field {
@@ -161,6 +213,19 @@ pub struct AttemptDetail {
 }
 
 impl AttemptDetail {
+    /// One out of a recording.
+    pub fn recorded(id: u64, attempt: &Attempt, started: SystemTime) -> Self {
+        Self {
+            attempt: AttemptEntry::recorded(id, attempt, started),
+            client: attempt.client.to_string(),
+            origin: attempt.origin.to_string(),
+            request_headers: Some(fields(&attempt.request.headers)),
+            response_headers: attempt.response.as_ref().map(|response| fields(&response.headers)),
+            previous: None,
+            next: None,
+        }
+    }
+
     pub(super) fn of(id: u64, chunk: &Chunk, row: &Row, heads: Option<&Heads>, clock: &Clock) -> Self {
         let mut attempt = AttemptEntry::of(id, chunk, row, clock);
         if let Some(target) = heads.and_then(|heads| heads.target.as_deref()) {

@@ -39,6 +39,9 @@ pub struct Chores {
     /// Routes that a killed daemon leaves are to be removed.
     #[serde(default)]
     pub routes: bool,
+    /// A file that a killed daemon may leave torn.
+    #[serde(default)]
+    pub recording: Option<PathBuf>,
 }
 
 /// The daemon's handle: dropping it lets the janitor begin.
@@ -93,8 +96,8 @@ impl Janitor {
 }
 
 /// The janitor's own life; `sweep` removes the routes that killed daemons
-/// leave.
-pub fn main(sweep: impl FnOnce()) -> ExitCode {
+/// leave, `mend` closes their recordings.
+pub fn main(sweep: impl FnOnce(), mend: impl FnOnce(&Path)) -> ExitCode {
     let parent = rustix::process::getppid()
         .and_then(|parent| rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok());
     // Signals for the terminal's foreground are not meant for this.
@@ -107,13 +110,19 @@ pub fn main(sweep: impl FnOnce()) -> ExitCode {
     };
     // Until the daemon has ended, in whatever way.
     let said = io::copy(&mut input, &mut io::sink());
-    if chores.routes && said.is_ok_and(|said| said == 0) {
-        // Its routes are whose until its last socket is closed, too.
+    if said.is_ok_and(|said| said == 0) && (chores.routes || chores.recording.is_some()) {
+        // Its routes and its files are its own until its last descriptor is
+        // closed.
         if let Some(parent) = &parent {
             let timeout = PollTimeout::try_from(LAST_BREATH).unwrap_or(PollTimeout::ZERO);
             let _ = poll(&mut [PollFd::new(parent.as_fd(), PollFlags::POLLIN)], timeout);
         }
-        sweep();
+        if let Some(recording) = &chores.recording {
+            mend(recording);
+        }
+        if chores.routes {
+            sweep();
+        }
     }
     if let Some(target) = &chores.target {
         wait_empty(target);

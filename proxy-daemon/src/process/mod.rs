@@ -171,7 +171,7 @@ pub struct Process {
 }
 
 /// What a process can change of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Facts {
     /// Name of the executable as the kernel shortens it (15 bytes).
     pub comm: String,

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::{client::TlsStream as UpstreamStream, server::TlsStream};
 
 use super::{
-    Proxy,
+    Answers, Proxy,
     exchange::{self, Peer},
     failure,
     findings::{Answer, Place},
@@ -214,6 +214,10 @@ impl Visit<'_> {
             return self.tunnel(client, sni.as_deref(), first, early, "it is outside the authority's domains").await;
         }
 
+        if let Some(answers) = &proxy.answers {
+            // Boxed, so that other connections do not pay for its size.
+            return Box::pin(self.answered(answers, client, hello, first, name, drain)).await;
+        }
         let place: Place = (Arc::clone(&name), self.origin.port());
         let findings = &proxy.findings;
         let beyond = findings.beyond(&place, Instant::now());
@@ -319,15 +323,7 @@ impl Visit<'_> {
             });
         let accepted = match accepted {
             Ok(accepted) => accepted,
-            Err(error) => {
-                self.refused(Problem {
-                    kind: "no certificate could be made",
-                    name: name.to_string(),
-                    hint: format!("no certificate could be made for {name}: {error}"),
-                    differs: Some("the client was cut off in its handshake"),
-                });
-                return;
-            }
+            Err(error) => return self.no_certificate(&name, &error),
         };
         let mut client = match accepted.await {
             Ok(client) => client,
@@ -377,6 +373,70 @@ impl Visit<'_> {
                 failure::reset_on_close(client.get_ref().0);
                 failure::reset_on_close(upstream.get_ref().0);
             }
+        }
+    }
+
+    /// Serves a client whose answers come from a recording: nobody is
+    /// connected.
+    async fn answered(
+        &self,
+        answers: &Arc<Answers>,
+        client: TcpStream,
+        hello: Hello,
+        first: &[u8],
+        name: Arc<str>,
+        drain: watch::Receiver<bool>,
+    ) {
+        let proxy = self.proxy;
+        let sni = hello.client.server_name.clone();
+        let alpn = answers.protocol(&name, &hello.client.alpn);
+        let shown = proxy.account.clock.now();
+        let accepted = proxy.leaves.without_upstream(sni.as_deref(), self.origin.ip()).and_then(|leaf| {
+            let rest = first.get(hello.length..).unwrap_or_default();
+            proxy.servers.config(&leaf, alpn).map(|config| (config, rest))
+        });
+        let accepted = accepted.map_err(|error| error.to_string());
+        let accepted =
+            accepted.and_then(|(config, rest)| hello.accept(config, client, rest).map_err(|error| error.to_string()));
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => return self.no_certificate(&name, &error),
+        };
+        let mut client = match accepted.await {
+            Ok(client) => client,
+            Err(error) => return self.distrusted(&name, &error, shown, None),
+        };
+        let account = &proxy.account;
+        account.ledger().connection(&self.process, ConnectionKind::Intercepted, account.clock.now());
+        let peer = Peer {
+            connection: account.next_connection(),
+            process: Arc::clone(&self.process),
+            client: self.client,
+            origin: self.origin,
+            name: Arc::clone(&name),
+        };
+        let two = alpn == Some(b"h2");
+        let (mut upstream, server) = answers.upstream(name, two);
+        let served = async {
+            if two {
+                Box::pin(h2::serve(&mut client, &mut upstream, account, &peer, drain)).await
+            } else {
+                h1::serve(&mut client, &mut upstream, account, &peer, drain).await
+            }
+        };
+        let end = {
+            let mut served = std::pin::pin!(served);
+            // What the server has left is still to be passed.
+            tokio::select! {
+                end = &mut served => end,
+                () = server => served.await,
+            }
+        };
+        match end {
+            End::Closed => drop(tokio::time::timeout(GOODBYE, client.shutdown()).await),
+            End::Cut => {}
+            End::Alert => drop(tokio::time::timeout(GOODBYE, alert(&mut client)).await),
+            End::Reset => failure::reset_on_close(client.get_ref().0),
         }
     }
 
@@ -538,6 +598,15 @@ impl Visit<'_> {
             None if failure::of(error) == Failure::Closed => {}
             None => failure::reset_on_close(&client),
         }
+    }
+
+    fn no_certificate(&self, name: &str, error: &str) {
+        self.refused(Problem {
+            kind: "no certificate could be made",
+            name: name.to_owned(),
+            hint: format!("no certificate could be made for {name}: {error}"),
+            differs: Some("the client was cut off in its handshake"),
+        });
     }
 
     /// The client refused our side of its handshake.

@@ -18,12 +18,13 @@ use bytes::Bytes;
 use super::{
     Feed,
     holds::{self, Asked, BY_HAND, Decision, Edit, Hold, Holds},
+    recorded::Recorded,
 };
 
 use crate::{
     flow::{
-        self, Attempt, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Link, Moment, Protocol,
-        Request, Response, complaint, content,
+        self, Attempt, Capture, Clock, Complaint, ConnectionId, Content, Failure, Headers, Injected, Link, Moment,
+        Protocol, Request, Response, complaint, content,
     },
     process::Process,
     retry::{BodyDigest, Fingerprint, Hint, Ledger},
@@ -51,6 +52,8 @@ pub struct Account {
     pub rules: Rules,
     /// Ended attempts, for whoever watches.
     pub feed: Feed,
+    /// Where somebody records.
+    pub capture: Option<Capture>,
     /// Attempts that wait for a person.
     pub holds: Arc<Holds>,
     ledger: Mutex<Ledger>,
@@ -63,6 +66,7 @@ impl Account {
             clock,
             rules,
             feed: Feed::default(),
+            capture: None,
             holds: Arc::new(Holds::new(clock)),
             ledger: Mutex::new(ledger),
             connections: AtomicU64::new(0),
@@ -152,6 +156,8 @@ pub(super) struct Exchange {
     /// The start of a failure's body, as framed.
     complaint: Vec<u8>,
     grpc_status: Option<Vec<u8>>,
+    /// Where somebody records.
+    recorded: Option<Box<Recorded>>,
     /// Held by hand since then.
     holding: Option<Moment>,
     /// The request's body has been taken in where the upstream never sees it.
@@ -176,6 +182,8 @@ impl Exchange {
         let rules = account.rules.load();
         attempt.call_key = rules.call_key(&attempt);
         let progress = Progress::default();
+        let recorded = account.capture.as_ref().and_then(Capture::begin);
+        let recorded = recorded.map(|captured| Box::new(Recorded::new(captured, &attempt.request)));
         Self {
             account: Arc::clone(account),
             rules,
@@ -188,6 +196,7 @@ impl Exchange {
             body_replaced: false,
             complaint: Vec::new(),
             grpc_status: None,
+            recorded,
             holding: None,
             body_taken: false,
             ended: false,
@@ -209,6 +218,9 @@ impl Exchange {
         if let Some(digest) = &mut self.digest {
             digest.add(bytes);
         }
+        if let Some(recorded) = &mut self.recorded {
+            recorded.sent(bytes, self.account.clock.now());
+        }
         let Some(start) = &mut self.body_start else { return };
         let room = MAX_BODY_START - start.len();
         start.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -220,6 +232,9 @@ impl Exchange {
 
     /// The upstream's final response has come.
     pub(super) fn responded(&mut self, response: Response) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.answered(Some(&response), self.account.clock.now());
+        }
         self.attempt.response = Some(response);
     }
 
@@ -262,6 +277,9 @@ impl Exchange {
             self.body_told = reply.body.is_some() || genuine == Some(reply.status);
             self.body_replaced = reply.body.is_some();
             self.told.clone_from(&reply.headers);
+            if let Some(recorded) = &mut self.recorded {
+                recorded.told(reply, self.attempt.response.as_ref(), self.account.clock.now());
+            }
         }
     }
 
@@ -355,6 +373,9 @@ impl Exchange {
     /// Body bytes on their way to the client.
     pub(super) fn received(&mut self, bytes: &[u8]) {
         self.attempt.received += bytes.len() as u64;
+        if let Some(recorded) = &mut self.recorded {
+            recorded.received(bytes);
+        }
         let room = complaint::BODY_START - self.complaint.len();
         if room > 0
             && self.body_told
@@ -413,6 +434,7 @@ impl Exchange {
         self.attempt.ended = Some(now);
         self.attempt.complaint = self.complain();
         self.attempt.body_digest = self.digest.take().and_then(|digest| digest.finish(self.attempt.sent));
+        self.attempt.captured = self.recorded.take().map(|recorded| recorded.finish().into());
         let link = self.account.ledger().finish(&self.attempt);
         self.attempt.link = link;
         self.account.rules.ended(&self.attempt, now);

@@ -43,7 +43,7 @@ impl Feed {
     }
 
     /// Bodies that rules had read are left out.
-    pub(crate) fn publish(&self, attempt: &Attempt) {
+    pub fn publish(&self, attempt: &Attempt) {
         if !self.heard.load(Ordering::Relaxed) {
             return;
         }

@@ -6,6 +6,7 @@
 //! upstream is connected and verified before the client is answered; what
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
+mod answers;
 mod capacity;
 mod connection;
 mod doors;
@@ -17,6 +18,7 @@ mod h1;
 mod h2;
 pub mod holds;
 mod learned;
+mod recorded;
 mod route;
 mod socket;
 mod tunnel;
@@ -38,6 +40,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use answers::{Answered, Answers};
 pub use capacity::{BELIEF, Capacity, PULSE};
 use doors::Doors;
 pub use exchange::Account;
@@ -69,6 +72,8 @@ pub struct Proxy {
     pub routes: Routes,
     pub learned: Learned,
     pub findings: Findings,
+    /// Answers, in the upstreams' place.
+    pub answers: Option<Arc<Answers>>,
     pub counters: Counters,
     pub capacity: Capacity,
     /// Where the page is served, which is not to be had by way of us.

@@ -95,6 +95,13 @@ impl Routes {
         mapped.map_or(origin, |mapping| SocketAddr::new(mapping.address, mapping.port.unwrap_or(origin.port())))
     }
 
+    /// Where a name is mapped to, for who has no origin.
+    pub fn mapped(&self, name: &str, port: u16) -> Option<SocketAddr> {
+        let wishes = self.0.load();
+        let mapping = wishes.mappings.iter().find(|mapping| mapping.name.eq_ignore_ascii_case(name))?;
+        Some(SocketAddr::new(mapping.address, mapping.port.unwrap_or(port)))
+    }
+
     /// Whether connections to this name (or address, where no name was asked
     /// for) are looked into.
     pub(super) fn intercepts(&self, name: &str) -> bool {

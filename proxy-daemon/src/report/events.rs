@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::build::{ms, time};
 use crate::{
     flow::{Attempt, Clock, Evidence, Protocol, redact},
-    process::{container, unit},
+    process::{Facts, container, unit},
     proxy::Subscription,
     retry::Class,
 };
@@ -112,13 +112,21 @@ struct End {
 /// One attempt's line, without its end.
 pub fn line(attempt: &Attempt, clock: &Clock) -> String {
     let facts = attempt.process.facts();
+    let event =
+        event(attempt, &facts, redact::url(&attempt.request.url()).into_owned(), time(clock.wall(attempt.started)));
+    // A struct of strings and numbers always serialises.
+    serde_json::to_string(&event).unwrap_or_default()
+}
+
+/// One attempt, under a URL and a time as they are to be shown.
+pub(super) fn event<'a>(attempt: &'a Attempt, facts: &'a Facts, url: String, time: String) -> Event<'a> {
     let cgroup = facts.cgroup.as_deref();
     let injected = attempt.injected.as_ref();
     let response = attempt.response.as_ref();
-    let event = Event {
+    Event {
         v: VERSION,
         r#type: "attempt",
-        time: time(clock.wall(attempt.started)),
+        time,
         took_ms: ms(attempt.ended.unwrap_or(attempt.started).since(attempt.started)),
         pid: attempt.process.key.pid,
         start_ticks: attempt.process.key.start_ticks,
@@ -139,7 +147,7 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
         operation: attempt.operation.name.as_deref(),
         protocol: protocol(attempt.protocol),
         method: &attempt.request.method,
-        url: redact::url(&attempt.request.url()).into_owned(),
+        url,
         status: response.map(|response| response.status),
         reason: response.map(|response| response.reason.as_str()).filter(|reason| !reason.is_empty()),
         told: attempt.status(),
@@ -152,9 +160,7 @@ pub fn line(attempt: &Attempt, clock: &Clock) -> String {
         sent: attempt.sent,
         received: attempt.received,
         held_ms: ms(attempt.held),
-    };
-    // A struct of strings and numbers always serialises.
-    serde_json::to_string(&event).unwrap_or_default()
+    }
 }
 
 pub(crate) fn evidence(evidence: Evidence) -> &'static str {

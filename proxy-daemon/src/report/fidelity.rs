@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::words::{GLUE, count, duration, number};
 use crate::{
+    proxy::Answered,
     redirect::Counters,
     retry::{ByHand, Snapshot, Tally},
 };
@@ -142,6 +143,26 @@ fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
     let held = totals.held.saturating_sub(hand.time).as_secs_f64() * 1000.0;
     add("delayed", u64::from(held > 0.0), format!("Rules held attempts up, for {} in all.", duration(held)));
     found
+}
+
+/// Answers that were a recording's, and those that it did not have.
+pub fn from_recording(answered: &Answered) -> Vec<DifferenceEntry> {
+    let Answered { given, missing } = *answered;
+    let given_text = format!(
+        "{} came out of the recording of --answer-from; no upstream was asked.",
+        count(given, "answer", "answers"),
+    );
+    let missing_text = format!(
+        "{} {} not in the recording of --answer-from, and {} answered 501.",
+        count(missing, "request", "requests"),
+        were(missing),
+        were(missing)
+    );
+    [(given, given_text), (missing, missing_text)]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, text)| DifferenceEntry::new("synthetic-answer", "", count, text))
+        .collect()
 }
 
 fn were(count: u64) -> &'static str {

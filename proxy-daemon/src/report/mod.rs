@@ -12,6 +12,8 @@ mod fidelity;
 mod html;
 pub mod metrics;
 pub mod otlp;
+pub mod recorded;
+pub mod recording;
 mod said;
 pub mod statsd;
 mod text;
@@ -25,7 +27,7 @@ mod tests;
 use std::{collections::BTreeMap, time::SystemTime};
 
 pub use build::build;
-pub use fidelity::{DifferenceEntry, differences};
+pub use fidelity::{DifferenceEntry, differences, from_recording};
 pub use html::html;
 pub use said::Said;
 use serde::{Deserialize, Serialize};

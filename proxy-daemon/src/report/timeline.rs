@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     thread::JoinHandle,
+    time::SystemTime,
 };
 
 use serde::Serialize;
@@ -162,6 +163,13 @@ impl Timeline {
             self.commands.insert(key, cut(&attempt.process.facts().command));
         }
     }
+}
+
+/// The latest of those that have ended, in the order in which they did.
+pub fn of<'a>(attempts: impl Iterator<Item = &'a Attempt>, started: SystemTime) -> Timeline {
+    let mut timeline = Timeline { started: time(started), ..Timeline::default() };
+    attempts.for_each(|attempt| timeline.add(attempt, KEPT));
+    timeline
 }
 
 /// Keeps the latest of all that comes, until the feed is closed.

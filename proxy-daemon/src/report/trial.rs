@@ -6,12 +6,12 @@
 //! happened.
 use super::words::plain;
 use crate::{
-    flow::{Attempt, Evidence, Moment},
+    flow::{Moment, record::Recorded},
     retry::{Fingerprint, Hint, Ledger, Limits},
     rules::{Guard, Phase, Progress, RuleSet, Rules, Settings},
 };
 
-pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
+pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Recorded>) -> String {
     let seed = seed.or(set.guard.seed).unwrap_or_default();
     let settings = Settings { guard: Guard { seed: Some(seed), ..Guard::default() }, ..Settings::default() };
     let rules = Rules::new(set, settings, Moment::default());
@@ -19,9 +19,8 @@ pub fn run(set: RuleSet, seed: Option<u64>, attempts: Vec<Attempt>) -> String {
     let total = attempts.len();
     let mut text = String::new();
     let mut acted = 0;
-    for mut attempt in attempts {
-        // Files of events know it already.
-        let linked = attempt.link.evidence != Evidence::Alone;
+    for Recorded { mut attempt, linked, .. } in attempts {
+        // What retryscope has recorded knows it already.
         if !linked {
             let hint = Hint::of(attempt.process.key, &attempt.request);
             attempt.link = ledger.begin(&attempt.process, &hint, attempt.request.host(), attempt.started);

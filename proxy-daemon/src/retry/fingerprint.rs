@@ -87,7 +87,7 @@ impl Fingerprint {
         part(request.method.as_bytes());
         part(request.authority.to_ascii_lowercase().as_bytes());
         part(request.path().as_bytes());
-        for pair in query(request.query().unwrap_or_default()) {
+        for pair in stable_query(request.query().unwrap_or_default()) {
             part(pair);
         }
         // The client's product, without what it tells of one attempt.
@@ -137,7 +137,7 @@ fn host(authority: &str) -> &str {
 }
 
 /// In order, without what changes.
-fn query(query: &str) -> Vec<&[u8]> {
+pub fn stable_query(query: &str) -> Vec<&[u8]> {
     let pairs: Vec<&[u8]> = query.as_bytes().split(|byte| *byte == b'&').collect();
     if pairs.len() > MAX_PAIRS {
         return vec![query.as_bytes()];

@@ -15,7 +15,7 @@ mod ledger;
 mod signals;
 
 pub use class::Class;
-pub use fingerprint::{BodyDigest, Fingerprint};
+pub use fingerprint::{BodyDigest, Fingerprint, stable_query};
 pub use ledger::{
     Asked, Backoff, Bounds, ByHand, Classes, Codes, ConnectionKind, Connections, Counts, Folded, HerdCount, Ledger,
     Limits, OperationName, Outcome, Passed, Problem, ProblemCount, ProcessShare, Quantiles, RuleWait, Series, Snapshot,

@@ -134,6 +134,19 @@ impl Leaves {
         self.at(SystemTime::now(), sni, upstream_cert)
     }
 
+    /// A certificate and its key for the name that a client asked for, or for
+    /// the address where it asked for none: there is no upstream.
+    pub fn without_upstream(&self, sni: Option<&str>, origin: IpAddr) -> Result<Arc<CertifiedKey>, TlsError> {
+        if let Some(sni) = sni {
+            return self.for_upstream(Some(sni), &CertificateDer::from(Vec::new()));
+        }
+        // As if an upstream had shown this.
+        let shown = rcgen::CertificateParams::new(vec![origin.to_string()])
+            .and_then(|params| params.self_signed(&self.key))
+            .map_err(TlsError::crypto("a leaf"))?;
+        self.for_upstream(None, shown.der())
+    }
+
     pub fn counters(&self) -> LeafCounters {
         LeafCounters {
             minted: self.minted.load(Ordering::Relaxed),

@@ -13,7 +13,7 @@ use super::Running;
 
 #[path = "../../../xtask/src/packages.rs"]
 mod packages;
-use packages::{CLIENTS, MATRIX, OLD_CLIENTS, OTLP, SUITES};
+use packages::{API, CLIENTS, MATRIX, OLD_CLIENTS, OTLP, READERS, SUITES};
 
 pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -118,6 +118,12 @@ pub fn otlp_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_OTLP_VENV", "otlp", OTLP)
 }
 
+/// Python with what holds the local API to its description.
+#[track_caller]
+pub fn api_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_API_VENV", "api", API)
+}
+
 /// Python with the clients of the matrix.
 #[track_caller]
 pub fn matrix_python() -> PathBuf {
@@ -128,6 +134,12 @@ pub fn matrix_python() -> PathBuf {
 #[track_caller]
 pub fn suites_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_SUITES_VENV", "suites", SUITES)
+}
+
+/// Python with other readers of HAR files.
+#[track_caller]
+pub fn readers_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_READERS_VENV", "readers", READERS)
 }
 
 /// The sources of a Python package, from the package index; fetched once.

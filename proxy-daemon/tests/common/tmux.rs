@@ -53,6 +53,13 @@ impl Tmux {
     }
 }
 
+impl Tmux {
+    /// Gives the window another size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        self.tell(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
+    }
+}
+
 impl Drop for Tmux {
     fn drop(&mut self) {
         // Also where a test panics: what runs in it goes with it.
@@ -77,6 +84,26 @@ impl Pane<'_> {
     /// Presses a key, by tmux's name for it.
     pub fn key(&self, key: &str) {
         self.tmux.tell(&["send-keys", "-t", &self.id, key]);
+    }
+
+    /// Types words, and no line's end.
+    pub fn writes(&self, text: &str) {
+        self.tmux.tell(&["send-keys", "-t", &self.id, "-l", text]);
+    }
+
+    /// A press of the mouse's button at a column and a row, from 1, as a
+    /// terminal tells of it.
+    pub fn clicks(&self, column: usize, row: usize) {
+        let bytes = format!("\x1b[<0;{column};{row}M\x1b[<0;{column};{row}m");
+        let bytes: Vec<String> = bytes.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let mut words = vec!["send-keys", "-t", &self.id, "-H"];
+        words.extend(bytes.iter().map(String::as_str));
+        self.tmux.tell(&words);
+    }
+
+    /// What tmux knows of it, such as `#{alternate_on}`.
+    pub fn tells(&self, format: &str) -> String {
+        self.tmux.tell(&["display-message", "-p", "-t", &self.id, format]).trim().to_owned()
     }
 
     /// What it shows, a line that goes on in the next row as one.

@@ -39,15 +39,15 @@ impl Client {
     }
 
     /// Begins to follow; what is held already comes first.
-    pub async fn follow_held(&self) -> Result<Following, ClientError> {
+    pub async fn follow_held(&self) -> Result<FollowingHeld, ClientError> {
         let response = self.stream("/v1/held/follow").await?;
-        Ok(Following { response, line: Vec::new(), data: Vec::new(), name: String::new() })
+        Ok(FollowingHeld { response, line: Vec::new(), data: Vec::new(), name: String::new() })
     }
 }
 
 /// Events as they come.
 #[derive(Debug)]
-pub struct Following {
+pub struct FollowingHeld {
     response: http::Response<hyper::body::Incoming>,
     /// What has come of a line that is not over.
     line: Vec<u8>,
@@ -57,7 +57,7 @@ pub struct Following {
     name: String,
 }
 
-impl Following {
+impl FollowingHeld {
     /// `None` once the instance has ended.
     pub async fn next(&mut self) -> Result<Option<HoldEvent>, ClientError> {
         loop {

@@ -66,9 +66,10 @@ struct Which {
     limit: usize,
     /// Only those that ended before the attempt of this number: `next` of the
     /// page before.
-    #[param(minimum = 1)]
+    #[param(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     before: Option<u64>,
     /// Only those that ended after the attempt of this number.
+    #[param(maximum = 9_007_199_254_740_991_i64)]
     after: Option<u64>,
 }
 
@@ -80,6 +81,7 @@ impl Which {
     fn check(&self) -> Result<Option<Filter>, Problem> {
         within("limit", self.limit, MAX_LIMIT)?;
         before(self.before)?;
+        number("after", self.after)?;
         parsed(self.filter.as_deref())
     }
 }
@@ -94,8 +96,18 @@ fn within(name: &str, number: usize, most: usize) -> Result<(), Problem> {
 fn before(number: Option<u64>) -> Result<(), Problem> {
     match number {
         Some(0) => Err(Problem::parameter("before", "attempts are numbered from 1")),
-        _ => Ok(()),
+        _ => self::number("before", number),
     }
+}
+
+/// JSON keeps numbers exactly up to here.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
+fn number(name: &str, number: Option<u64>) -> Result<(), Problem> {
+    if number.is_none_or(|number| number <= MAX_NUMBER) {
+        return Ok(());
+    }
+    Err(Problem::parameter(name, format_args!("attempts are numbered up to {MAX_NUMBER}")))
 }
 
 fn parsed(text: Option<&str>) -> Result<Option<Filter>, Problem> {
@@ -183,7 +195,7 @@ struct When {
     /// Those that this filter takes, in the language of rules.
     filter: Option<String>,
     /// `next` of the answer before.
-    #[param(minimum = 1)]
+    #[param(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     before: Option<u64>,
 }
 
@@ -218,6 +230,7 @@ struct From {
     filter: Option<String>,
     /// From after the attempt of this number; otherwise from now on. The
     /// field `Last-Event-ID` has precedence.
+    #[param(maximum = 9_007_199_254_740_991_i64)]
     after: Option<u64>,
 }
 
@@ -239,6 +252,7 @@ struct From {
     )
 )]
 async fn follow(State(it): Shared, headers: HeaderMap, Asked(from): Asked<From>) -> Result<Response, Problem> {
+    number("after", from.after)?;
     let filter = parsed(from.filter.as_deref())?;
     if !it.history.is_kept() {
         let error = "this instance keeps no attempts (--keep 0), so that none can be followed";

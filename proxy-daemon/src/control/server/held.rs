@@ -3,132 +3,203 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
-    extract::{DefaultBodyLimit, Path, State},
+    Json,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{
-        IntoResponse, Response, Sse,
+        Sse,
         sse::{Event, KeepAlive},
     },
-    routing::{delete, get},
 };
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::broadcast::error::RecvError;
+use futures_util::{Stream, stream};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Shared, refused};
+use super::{
+    Shared,
+    extract::{Absent, Given, Named, Problem, Wrong, WrongBody},
+};
 use crate::{
     control::{
-        Controlled, HeldInFull, HeldList, HeldView, HoldEvent, InterceptView, Intercepts, NewIntercept, Released,
-        Verdict, Withdrawn,
+        Controlled, HeldInFull, HeldList, HeldView, HoldEvent, InterceptView, Intercepts, NewIntercept, Over, Refused,
+        Released, Skipped, Verdict, Withdrawn,
     },
-    flow::filter::Filter,
-    proxy::holds::{HoldError, LONGEST_WAIT, MAX_WAIT, Word},
+    flow::{Clock, filter::Filter},
+    proxy::holds::{Held, HoldError, LONGEST_WAIT, MAX_WAIT, Word},
 };
 
 /// The longest decision, in bytes: a body of 1 MiB, however it is escaped.
 const MAX_VERDICT: usize = 8 << 20;
 
-pub(super) fn routes() -> Router<Arc<Controlled>> {
-    Router::new()
-        .route("/v1/intercepts", get(intercepts).post(intercept))
-        .route("/v1/intercepts/{id}", delete(withdraw))
-        .route("/v1/held", get(held))
-        .route("/v1/held/follow", get(follow))
-        .route("/v1/held/{id}", get(one).post(decide).layer(DefaultBodyLimit::max(MAX_VERDICT)))
+pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
+    let one = OpenApiRouter::new().routes(routes!(one, decide)).layer(DefaultBodyLimit::max(MAX_VERDICT));
+    OpenApiRouter::new()
+        .routes(routes!(intercepts, intercept))
+        .routes(routes!(withdraw))
+        .routes(routes!(held))
+        .routes(routes!(follow))
+        .merge(one)
 }
 
-fn wrong(error: &HoldError) -> Response {
+fn wrong(error: &HoldError) -> Problem {
     let status = match error {
         HoldError::NotHeld(_) | HoldError::NoIntercept(_) => StatusCode::NOT_FOUND,
         HoldError::TooMany | HoldError::Closed => StatusCode::CONFLICT,
         HoldError::Edit(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
-    refused(status, error)
+    Problem::new(status, error.to_string())
 }
 
-async fn intercepts(State(it): Shared) -> Response {
+fn meaningless(error: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+}
+
+/// What has attempts wait for a person.
+#[utoipa::path(get, path = "/v1/intercepts", responses((status = 200, body = Intercepts), Wrong))]
+async fn intercepts(State(it): Shared) -> Json<Intercepts> {
     let intercepts = it.account.holds.intercepts();
-    Json(Intercepts { intercepts: intercepts.iter().map(|it| InterceptView::of(it)).collect() }).into_response()
+    Json(Intercepts { intercepts: intercepts.iter().map(|it| InterceptView::of(it)).collect() })
 }
 
-async fn intercept(State(it): Shared, Json(new): Json<NewIntercept>) -> Response {
-    let filter = match Filter::parse(&new.filter) {
-        Ok(filter) => filter,
-        Err(error) => return refused(StatusCode::UNPROCESSABLE_ENTITY, &error.render(&new.filter).trim_end()),
-    };
+/// Has attempts that a filter takes wait, from the next on.
+#[utoipa::path(
+    post,
+    path = "/v1/intercepts",
+    request_body = NewIntercept,
+    responses(
+        (status = 201, body = InterceptView),
+        WrongBody,
+        (status = 409, description = "There are too many already, or the instance ends.", body = Refused),
+    )
+)]
+async fn intercept(
+    State(it): Shared,
+    Given(new): Given<NewIntercept>,
+) -> Result<(StatusCode, Json<InterceptView>), Problem> {
+    let filter = Filter::parse(&new.filter).map_err(|error| meaningless(error.render(&new.filter).trim_end()))?;
     let wait = new.max_wait_ms.map_or(MAX_WAIT, Duration::from_millis);
-    let longest = LONGEST_WAIT.as_secs() / 60;
     if wait.is_zero() || wait > LONGEST_WAIT {
-        let error = format!("an attempt is held for more than 0 s and at most {longest} minutes");
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, &error);
+        let longest = LONGEST_WAIT.as_secs() / 60;
+        return Err(meaningless(format!("an attempt is held for more than 0 s and at most {longest} minutes")));
     }
     if new.count == Some(0) {
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, &"an intercept that holds 0 attempts does nothing");
+        return Err(meaningless("an intercept that holds 0 attempts does nothing"));
     }
-    match it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count) {
-        Ok(added) => (StatusCode::CREATED, Json(InterceptView::of(&added))).into_response(),
-        Err(error) => wrong(&error),
-    }
+    let added =
+        it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count).map_err(|error| wrong(&error))?;
+    Ok((StatusCode::CREATED, Json(InterceptView::of(&added))))
 }
 
-async fn withdraw(State(it): Shared, Path(id): Path<u64>) -> Response {
-    match it.account.holds.remove(id) {
-        Ok(released) => Json(Withdrawn { released }).into_response(),
-        Err(error) => wrong(&error),
-    }
+/// Ends one: what it holds goes on untouched.
+#[utoipa::path(
+    delete,
+    path = "/v1/intercepts/{id}",
+    params(("id" = u64, Path, description = "The intercept's number.")),
+    responses((status = 200, body = Withdrawn), Wrong, Absent)
+)]
+async fn withdraw(State(it): Shared, Named(id): Named<u64>) -> Result<Json<Withdrawn>, Problem> {
+    let released = it.account.holds.remove(id).map_err(|error| wrong(&error))?;
+    Ok(Json(Withdrawn { released }))
 }
 
-async fn held(State(it): Shared) -> Response {
+/// Attempts that wait, the longest first.
+#[utoipa::path(get, path = "/v1/held", responses((status = 200, body = HeldList), Wrong))]
+async fn held(State(it): Shared) -> Json<HeldList> {
     let account = &it.account;
-    let held = account.holds.waiting().iter().map(|held| HeldView::of(held, account.clock)).collect();
-    Json(HeldList { held }).into_response()
+    Json(HeldList { held: account.holds.waiting().iter().map(|held| HeldView::of(held, account.clock)).collect() })
 }
 
-async fn one(State(it): Shared, Path(id): Path<u64>) -> Response {
-    match it.account.holds.get(id) {
-        Ok(held) => Json(HeldInFull::of(&held, it.account.clock)).into_response(),
-        Err(error) => wrong(&error),
-    }
+/// One of them in full.
+#[utoipa::path(
+    get,
+    path = "/v1/held/{id}",
+    params(("id" = u64, Path, description = "The held attempt's number.")),
+    responses((status = 200, body = HeldInFull), Wrong, Absent)
+)]
+async fn one(State(it): Shared, Named(id): Named<u64>) -> Result<Json<HeldInFull>, Problem> {
+    let held = it.account.holds.get(id).map_err(|error| wrong(&error))?;
+    Ok(Json(HeldInFull::of(&held, it.account.clock)))
 }
 
-async fn decide(State(it): Shared, Path(id): Path<u64>, Json(verdict): Json<Verdict>) -> Response {
-    let decision = match verdict.decision() {
-        Ok(decision) => decision,
-        Err(error) => return refused(StatusCode::UNPROCESSABLE_ENTITY, &error),
-    };
-    let held = it.account.holds.get(id);
-    let decided = held.and_then(|held| Ok((it.account.holds.decide(id, decision)?, held)));
-    match decided {
-        Ok((how, held)) => Json(Released::of(&held, how, it.account.clock.now())).into_response(),
-        Err(error) => wrong(&error),
-    }
+/// Lets a held attempt go: as it is or changed, answered in the upstream's
+/// place, or broken off. What cannot be done leaves it held.
+#[utoipa::path(
+    post,
+    path = "/v1/held/{id}",
+    params(("id" = u64, Path, description = "The held attempt's number.")),
+    request_body = Verdict,
+    responses((status = 200, body = Released), WrongBody, Absent)
+)]
+async fn decide(
+    State(it): Shared,
+    Named(id): Named<u64>,
+    Given(verdict): Given<Verdict>,
+) -> Result<Json<Released>, Problem> {
+    let holds = &it.account.holds;
+    let held = holds.get(id).map_err(|error| wrong(&error))?;
+    let decision = verdict.decision().map_err(meaningless)?;
+    let how = holds.decide(id, decision).map_err(|error| wrong(&error))?;
+    Ok(Json(Released::of(&held, how, it.account.clock.now())))
 }
 
-/// What waits now, then everything that begins or ends to.
+/// What waits now, then what comes to wait and what goes on, as server-sent
+/// events.
+///
+/// An event `held` for each attempt that waits, with the shape of
+/// `/v1/held`; `released`, with how and after how long; `over`, with
+/// `{"intercept": ID}`, where one holds nothing more that comes; `skipped`,
+/// with `{"skipped": N}`, where N events came faster than they were read; and
+/// `end` when the instance ends.
+#[utoipa::path(
+    get,
+    path = "/v1/held/follow",
+    responses((status = 200, content_type = "text/event-stream", body = String), Wrong)
+)]
 async fn follow(State(it): Shared) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let clock = it.account.clock;
     let (waiting, words) = it.account.holds.follow();
-    let waiting = waiting.into_iter().map(move |held| HoldEvent::Held(Box::new(HeldView::of(&held, clock))));
-    let words = stream::unfold(words, move |mut words| async move {
-        let event = match words.recv().await {
-            Ok(Word::Held(held)) => HoldEvent::Held(Box::new(HeldView::of(&held, clock))),
-            Ok(Word::Released { held, how, at }) => HoldEvent::Released(Released::of(&held, how, at)),
-            Ok(Word::Over(id)) => HoldEvent::Over(id),
-            Err(RecvError::Lagged(missed)) => HoldEvent::Skipped(missed),
-            Ok(Word::End) | Err(RecvError::Closed) => return None,
-        };
-        Some((event, words))
+    let told = Telling { waiting: waiting.into_iter(), words: Some(words), clock };
+    let events = stream::unfold(told, |mut told| async move {
+        let event = told.next().await?;
+        Some((Ok(event), told))
     });
-    let events = stream::iter(waiting).chain(words).map(|event| Ok(sent(&event)));
     Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+/// What a follower is still to be told.
+struct Telling {
+    waiting: std::vec::IntoIter<Arc<Held>>,
+    /// Until the end.
+    words: Option<Receiver<Word>>,
+    clock: Clock,
+}
+
+impl Telling {
+    async fn next(&mut self) -> Option<Event> {
+        let held = |held: &Held| HoldEvent::Held(Box::new(HeldView::of(held, self.clock)));
+        if let Some(waiting) = self.waiting.next() {
+            return Some(sent(&held(&waiting)));
+        }
+        let event = match self.words.as_mut()?.recv().await {
+            Ok(Word::Held(it)) => held(&it),
+            Ok(Word::Released { held, how, at }) => HoldEvent::Released(Released::of(&held, how, at)),
+            Ok(Word::Over(intercept)) => HoldEvent::Over(Over { intercept }),
+            Err(RecvError::Lagged(skipped)) => HoldEvent::Skipped(Skipped { skipped }),
+            Ok(Word::End) | Err(RecvError::Closed) => {
+                self.words = None;
+                return Some(Event::default().event("end").data("{}"));
+            }
+        };
+        Some(sent(&event))
+    }
 }
 
 fn sent(event: &HoldEvent) -> Event {
     let (name, data) = match event {
         HoldEvent::Held(held) => ("held", serde_json::to_string(held)),
         HoldEvent::Released(released) => ("released", serde_json::to_string(released)),
-        HoldEvent::Over(id) => ("over", serde_json::to_string(id)),
-        HoldEvent::Skipped(events) => ("skipped", serde_json::to_string(events)),
+        HoldEvent::Over(over) => ("over", serde_json::to_string(over)),
+        HoldEvent::Skipped(skipped) => ("skipped", serde_json::to_string(skipped)),
     };
     Event::default().event(name).data(data.unwrap_or_default())
 }

@@ -89,7 +89,7 @@ fn routes() -> OpenApiRouter<Arc<Controlled>> {
         .merge(instance::routes())
         .merge(rules::routes())
         .merge(attempts::routes())
-        .merge(held::routes().into())
+        .merge(held::routes())
 }
 
 /// The description of all routes (OpenAPI 3.1).

@@ -1,7 +1,7 @@
 //! The rules in force: seen, added, removed, switched.
 use std::sync::Arc;
 
-use axum::{Json, extract::State, http::StatusCode, routing::delete};
+use axum::{Json, extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -16,12 +16,10 @@ use crate::{
 pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
     OpenApiRouter::new()
         .routes(routes!(rules, add))
-        .routes(routes!(check))
+        .routes(routes!(check, remove_check))
         .routes(routes!(remove))
         .routes(routes!(switch))
         .routes(routes!(switch_all))
-        // A rule may have this name.
-        .route("/v1/rules/check", delete(|it| remove(it, Named("check".into()))))
 }
 
 fn changed(rules: Option<usize>, name: &str) -> Result<Json<Changed>, Problem> {
@@ -90,6 +88,16 @@ async fn check(State(it): Shared, Given(new): Given<NewRule>) -> Result<Json<Che
 )]
 async fn remove(State(it): Shared, Named(name): Named<String>) -> Result<Json<Changed>, Problem> {
     changed(it.edit(|set| set.without(&name).ok_or(())).ok(), &name)
+}
+
+/// Removes the rule of this name, which would otherwise be taken for a check.
+#[utoipa::path(
+    delete,
+    path = "/v1/rules/check",
+    responses((status = 200, body = Changed), Wrong, Absent)
+)]
+async fn remove_check(it: Shared) -> Result<Json<Changed>, Problem> {
+    remove(it, Named("check".into())).await
 }
 
 /// Switches a rule off or on.

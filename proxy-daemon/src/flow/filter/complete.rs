@@ -124,7 +124,14 @@ fn matching(values: &[String], word: &str) -> Vec<Completion> {
     let typed = word.trim_matches(['"', '\'']).to_lowercase();
     let mut found: Vec<_> = values.iter().filter(|value| value.to_lowercase().contains(&typed)).collect();
     found.sort_by_key(|value| !value.to_lowercase().starts_with(&typed));
-    found.into_iter().map(|value| Completion { text: quoted(value), help: "" }).collect()
+    found.into_iter().map(|value| Completion { text: written(value), help: "" }).collect()
+}
+
+/// The value as the language has it: names mean themselves, whatever takes
+/// them; others have no meaning but as expressions.
+fn written(value: &str) -> String {
+    let plain = |char: char| char.is_alphanumeric() || "-_.:/<>".contains(char);
+    if value.chars().all(plain) { quoted(value) } else { quoted(&regex_syntax::escape(value)) }
 }
 
 /// The value as one word of the language.
@@ -178,15 +185,16 @@ mod tests {
         assert_eq!(offered("~c 4").1, ["429"]);
         assert_eq!(offered("!~comm \"my").1, ["\"my job\""]);
         assert_eq!(offered("example").1, ["api.example.com"]);
-        assert_eq!(offered("~retry x").1, Vec::<String>::new());
+        // It takes nothing: this is another word, of the URL.
+        assert_eq!(offered("~retry x").1, ["api.example.com"]);
     }
 
     /// What is offered can be typed.
     #[test]
     fn values_are_words_of_the_language() {
-        for odd in ["a b", "a\"b", "a\\b", "a&b", "(x)", "~x", "ä-1", ""] {
-            let filter = format!("~svc {}", quoted(odd));
-            assert!(odd.is_empty() || super::super::Filter::parse(&filter).is_ok(), "{filter}");
+        for odd in ["a b", "a\"b", "a\\b", "a&b", "(x", "[", "~x", "ä-1", "*"] {
+            let filter = format!("~comm {}", written(odd));
+            assert!(super::super::Filter::parse(&filter).is_ok(), "{filter}");
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn stream(
     request: http::Request<RecvStream>,
     mut respond: server::SendResponse<Bytes>,
     sender: client::SendRequest<Bytes>,
-    mut exchange: Exchange,
+    exchange: Box<Mutex<Exchange>>,
     peer: &Peer,
     link: &Link,
     asking: Asking<'_>,
@@ -55,21 +55,23 @@ pub(super) async fn stream(
     name_authority(&mut parts, peer);
     let mut ahead = Ahead::default();
     let expects = parts.headers.contains_key(http::header::EXPECT);
-    if exchange.wants_start() && !expects {
-        ahead.read(&mut request_body, MAX_BODY_START).await;
-        exchange.start(&ahead.content());
+    let wants_start = lock(&exchange).wants_start();
+    if wants_start && !expects {
+        Box::pin(ahead.read(&mut request_body, MAX_BODY_START)).await;
+        lock(&exchange).start(&ahead.content());
     }
-    if exchange.wants_body(Phase::Request) {
+    let wants_body = lock(&exchange).wants_body(Phase::Request);
+    if wants_body {
         if !expects {
-            ahead.read(&mut request_body, MAX_CONTENT).await;
+            Box::pin(ahead.read(&mut request_body, MAX_CONTENT)).await;
         }
         let whole = request_body.is_end_stream() || ahead.ended;
-        exchange.read(Phase::Request, if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond });
+        let content = if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond };
+        lock(&exchange).read(Phase::Request, content);
     }
-    let mut ruling = exchange.ruling(Phase::Request);
-    let exchange = Mutex::new(exchange);
+    let mut ruling = lock(&exchange).ruling(Phase::Request);
     if let Some(ruling) = &ruling {
-        let delay = lock(&exchange).delay(ruling.delay);
+        let delay = Box::pin(lock(&exchange).delay(ruling.delay));
         tokio::select! {
             () = delay => {}
             _ = poll_fn(|context| respond.poll_reset(context)) => return None,
@@ -93,7 +95,7 @@ pub(super) async fn stream(
         && (ruling.reply.is_some() || ruling.abort.is_some())
     {
         drop(asking);
-        return told(&ruling, respond, request_body, ahead, expects, &exchange, link).await;
+        return Box::pin(told(&ruling, respond, request_body, ahead, expects, &exchange, link)).await;
     }
     let method = parts.method.clone();
     let bodiless = request_body.is_end_stream() && ahead.is_empty();
@@ -116,21 +118,21 @@ pub(super) async fn stream(
         }
     };
     let over = {
+        let sent = |bytes: &[u8], _| {
+            // The client's own has been told of where another took its place.
+            if !edited {
+                lock(&exchange).sent(bytes);
+            }
+        };
+        let side = (link, Side::Upstream);
         let upload = Upload {
             running: !bodiless,
-            body: pin!(pass(
-                ahead,
-                &mut request_body,
-                &mut upstream_body,
-                (link, Side::Upstream),
-                |bytes, _| {
-                    // The client's own has been told of where another took its place.
-                    if !edited {
-                        lock(&exchange).sent(bytes);
-                    }
-                },
-                |_| ()
-            )),
+            body: if bodiless {
+                // Takes no room, and is never looked at.
+                Box::pin(std::future::pending())
+            } else {
+                Box::pin(pass(ahead, &mut request_body, &mut upstream_body, side, sent, |_| ()))
+            },
         };
         pass_response(respond, response, upload, &exchange, &method, link).await
     };
@@ -149,9 +151,9 @@ pub(super) async fn stream(
 }
 
 /// The request's body on its way up, beside whatever else happens.
-pub(super) struct Upload<'a, F> {
+pub(super) struct Upload<'a> {
     running: bool,
-    body: Pin<&'a mut F>,
+    body: Pin<Box<dyn Future<Output = Result<(), Cut>> + Send + 'a>>,
 }
 
 /// How a stream came to its end.
@@ -164,10 +166,10 @@ pub(super) enum Over {
 }
 
 /// Passes what comes down, while the request's body goes up.
-pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
+pub(super) async fn pass_response(
     mut respond: server::SendResponse<Bytes>,
     response: client::ResponseFuture,
-    mut upload: Upload<'_, F>,
+    mut upload: Upload<'_>,
     exchange: &Mutex<Exchange>,
     method: &Method,
     link: &Link,
@@ -220,7 +222,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     };
     let mut ahead = Ahead::default();
     if wants_body {
-        beside(&mut upload, ahead.read(&mut response_body, MAX_CONTENT)).await;
+        Box::pin(beside(&mut upload, ahead.read(&mut response_body, MAX_CONTENT))).await;
         let whole = ahead.ended || response_body.is_end_stream();
         let content = if whole { Content::Whole(ahead.content().into()) } else { Content::Beyond };
         lock(exchange).read(Phase::Response, content);
@@ -230,14 +232,15 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
     let mut cut = None;
     if let Some(ruling) = &ruling {
         let delay = lock(exchange).delay(ruling.delay);
-        if let Some(reason) = unless_reset(&mut respond, &mut resets_told, beside(&mut upload, delay)).await.err() {
+        let delayed = Box::pin(unless_reset(&mut respond, &mut resets_told, beside(&mut upload, delay)));
+        if let Some(reason) = delayed.await.err() {
             return Over::ClientGone(reason);
         }
     }
     let hold = lock(exchange).hold(Phase::Response, ruling.as_ref());
     if let Some(mut hold) = hold {
         let decided = beside(&mut upload, hold.decided());
-        let decision = match unless_reset(&mut respond, &mut resets_told, decided).await {
+        let decision = match Box::pin(unless_reset(&mut respond, &mut resets_told, decided)).await {
             Ok(decision) => decision,
             Err(reason) => return Over::ClientGone(reason),
         };
@@ -247,7 +250,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
         match ruling.abort {
             Some(Abort::Truncate(after)) => cut = Some(usize::try_from(after).unwrap_or(usize::MAX)),
             Some(abort) => {
-                return Over::Broken(break_off(abort, &mut respond, exchange).await);
+                return Over::Broken(Box::pin(break_off(abort, &mut respond, exchange)).await);
             }
             None => {}
         }
@@ -264,7 +267,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
                 parts.headers.insert(http::header::CONTENT_LENGTH, content.len().into());
             }
             let head = http::Response::from_parts(parts, ());
-            let told = tell(&mut respond, head, content, ruling.abort, exchange, link).await;
+            let told = Box::pin(tell(&mut respond, head, content, ruling.abort, exchange, link)).await;
             // The genuine body is let go of, and with it the upstream's
             // stream; what the client still sends is heard out first.
             if told && upload.running {
@@ -294,7 +297,7 @@ pub(super) async fn pass_response<F: Future<Output = Result<(), Cut>>>(
         let mut download = pin!(async {
             if let Some(cut) = cut.filter(|_| keep_body && !ends) {
                 let received = |bytes: &[u8]| lock(exchange).received(bytes);
-                pass_cut(ahead, &mut response_body, &mut client_body, link, cut, received).await
+                Box::pin(pass_cut(ahead, &mut response_body, &mut client_body, link, cut, received)).await
             } else if keep_body && !ends {
                 pass(
                     ahead,
@@ -393,10 +396,7 @@ pub(super) async fn next_head(mut response: Pin<&mut client::ResponseFuture>) ->
 }
 
 /// Waits for `what`, while the upload goes on.
-pub(super) async fn beside<T, F: Future<Output = Result<(), Cut>>>(
-    upload: &mut Upload<'_, F>,
-    what: impl Future<Output = T>,
-) -> T {
+pub(super) async fn beside<T>(upload: &mut Upload<'_>, what: impl Future<Output = T>) -> T {
     let mut what = pin!(what);
     loop {
         tokio::select! {
@@ -407,8 +407,8 @@ pub(super) async fn beside<T, F: Future<Output = Result<(), Cut>>>(
     }
 }
 
-pub(super) fn begin(request: &http::Request<RecvStream>, account: &Arc<Account>, peer: &Peer) -> Exchange {
-    Exchange::begin(account, peer, Protocol::Http2, record(request, peer))
+pub(super) fn begin(request: &http::Request<RecvStream>, account: &Arc<Account>, peer: &Peer) -> Box<Mutex<Exchange>> {
+    Box::new(Mutex::new(Exchange::begin(account, peer, Protocol::Http2, record(request, peer))))
 }
 
 /// A client may name the authority by `host` alone (RFC 9113 §8.3.1), which
@@ -441,4 +441,22 @@ pub(super) fn record(request: &http::Request<RecvStream>, peer: &Peer) -> Reques
 
 pub(super) fn fields(headers: &HeaderMap) -> Headers {
     Headers::copied(headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn returned<A, B, C, D, E, F, G, T>(_: impl Fn(A, B, C, D, E, F, G) -> T) -> usize {
+        std::mem::size_of::<T>()
+    }
+
+    /// It is moved once for each request: what seldom happens is boxed.
+    #[test]
+    fn a_stream_is_small() {
+        let bytes = returned(|a, b, c, d, peer: &'static Peer, link: &'static Link, asking: Asking<'static>| {
+            stream(a, b, c, d, peer, link, asking)
+        });
+        assert!(bytes <= 3072, "{bytes}");
+    }
 }

@@ -225,6 +225,28 @@ impl Ledger {
         Link { call: waiting.call, number, max: call.max, evidence, waited }
     }
 
+    /// As [`Self::begin`], where the link is known: an attempt out of a
+    /// recording. Its wait is found anew.
+    pub fn begin_linked(&mut self, process: &Arc<Process>, link: Link, at: Moment) -> Link {
+        self.share(process, at);
+        self.last_call = self.last_call.max(link.call.0);
+        let waited = match self.calls.get(link.call) {
+            Some(_) => self.resumed(process.key, link.call, at),
+            None => {
+                if let Some(call) = self.calls.enter(link.call, None) {
+                    call.in_flight = 1;
+                }
+                None
+            }
+        };
+        if let Some(call) = self.calls.get(link.call) {
+            call.begun = call.begun.saturating_add(1);
+            call.highest = call.highest.max(link.number);
+            call.max = link.max.or(call.max);
+        }
+        Link { waited, ..link }
+    }
+
     /// The client says which call this is.
     fn begin_named(
         &mut self,
