@@ -537,7 +537,7 @@ impl Instance {
         }
         // What waits for a person goes on as it is.
         self.proxy.account.holds.close();
-        drop((self.control.take(), self.metrics.take(), self.page.take()));
+        drop((self.control.take(), self.metrics.take()));
         self.drain.send_replace(true);
         let mut hurried = false;
         if let Some(mut serving) = self.serving.take() {
@@ -565,6 +565,7 @@ impl Instance {
         joined(self.filling.take()).await;
         // Whoever follows is told of the end.
         self.controlled.history.left(FAREWELL).await;
+        drop(self.page.take());
         joined(self.statsd.take()).await;
         if let Some(otlp) = self.otlp.take() {
             otlp.finish().await;

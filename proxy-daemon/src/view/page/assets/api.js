@@ -147,7 +147,10 @@ export async function follow(path, told, signal, broke = () => {}) {
         rest = parts.pop();
         for (const part of parts) {
           const event = parse(part);
-          if (event) told(event.name, event.data, event.id);
+          if (!event) continue;
+          // It says goodbye: that it does not answer any more is no surprise.
+          if (event.name === "end") failedSince = performance.now() - PATIENCE - 1;
+          told(event.name, event.data, event.id);
         }
       }
     } catch (error) {

@@ -227,7 +227,8 @@ export const flows = {
       if (error instanceof Refused && error.status === 400) {
         line.say(error.message.replace(/^the parameter `filter` is wrong: /, ""));
         draw();
-      } else ignore(error);
+      } else if (error instanceof Refused && error.status === 409) page.notice(error.message, true);
+      else ignore(error);
     }
 
     // Looks on until there is enough for now.

@@ -7,6 +7,9 @@ const BLOCK = 200;
 const MAX_BLOCKS = 100;
 const blocks = new Map();
 const pending = new Map();
+const fetched = new Map();
+/** A block that was not complete is not asked for again sooner, in ms. */
+const AGAIN = 300;
 export const extent = { oldest: 1, newest: 0, dropped: 0 };
 
 const blockOf = (id) => Math.floor(id / BLOCK);
@@ -54,6 +57,7 @@ export function want(low, high) {
       blocks.set(at, block);
       continue;
     }
+    if (!pending.has(at) && performance.now() - (fetched.get(at) ?? -AGAIN) < AGAIN) continue;
     if (!pending.has(at)) pending.set(at, fetchBlock(at).finally(() => pending.delete(at)));
     asked.push(pending.get(at));
   }
@@ -61,9 +65,11 @@ export function want(low, high) {
 }
 
 async function fetchBlock(at) {
+  if (fetched.size > 4 * MAX_BLOCKS) fetched.clear();
   try {
     const page = await get(`/v1/attempts?limit=${BLOCK}&before=${(at + 1) * BLOCK}&after=${Math.max(at * BLOCK - 1, 0)}`);
     know(page);
+    fetched.set(at, performance.now());
     const block = blocks.get(at) ?? new Map();
     for (const attempt of page.attempts) block.set(attempt.id, attempt);
     blocks.delete(at);
