@@ -66,10 +66,8 @@ impl Model {
             KeyCode::Home | KeyCode::Char('g') => self.step(isize::MIN),
             KeyCode::End | KeyCode::Char('G') => self.step(isize::MAX),
             KeyCode::Enter | KeyCode::Right => self.enter(),
-            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
-                let is_back = self.back();
-                self.filter.take_if(|_| !is_back && key.code == KeyCode::Esc);
-            }
+            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace if self.back() => {}
+            KeyCode::Esc => self.filter = None,
             _ => {}
         }
         Vec::new()

@@ -290,7 +290,7 @@ fn every_view_says_what_matters() {
                 ["retryscope top python3 sync.py --all (instance 4240)", "1,616 attempts", "1 Processes", "q quit"];
             says(model, size, &always);
             let parts: &[&str] = match view {
-                "processes" => &["PID", "STALLED▾", "4242 python3", "1,612", "412", "62 %", "▇", "curl", "Enter open"],
+                "processes" => &["PID", "STALLED▾", "4242 python3", "1,612", "412", "62 %", "█", "curl", "Enter open"],
                 "operations" => &["OPERATION", "BACKOFF▾", "s3.PutObject", "s3.ListBuckets", "38.2 s", "Esc back"],
                 "calls of an operation" => &["› s3.PutObject", "TRIES", "17:33:45", "3/5", "→429", "1.76 s"],
                 "calls" => &["ATTEMPTS AND WAITS", "s3.ListBuckets", "3/5", "→429", "200", "200 held", "r let go"],

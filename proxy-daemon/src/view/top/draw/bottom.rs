@@ -96,7 +96,7 @@ fn hints(model: &Model, look: Look, pane: &mut Pane<'_>) {
         spans.push(Span::styled(key.to_owned(), look.bold()));
         spans.push(Span::styled(format!(" {what}  "), look.dim()));
     }
-    pane.put(Line::from(spans));
+    pane.put(&Line::from(spans));
 }
 
 /// What the line is for, and what is to be known of it.
@@ -148,7 +148,7 @@ fn prompt(look: Look, pane: &mut Pane<'_>, prompt: &Prompt) -> Option<Position> 
             let help = fit(&plain(&item.help), width.saturating_sub(text.width()));
             let style =
                 if offers.chosen == Some(at) { look.bold().add_modifier(Modifier::REVERSED) } else { look.name() };
-            pane.put(Line::from(vec![Span::styled(text, style), Span::styled(help, look.dim())]));
+            pane.put(&Line::from(vec![Span::styled(text, style), Span::styled(help, look.dim())]));
         }
     }
     let (label, help) = purpose(prompt);
@@ -167,7 +167,7 @@ fn prompt(look: Look, pane: &mut Pane<'_>, prompt: &Prompt) -> Option<Position> 
     if prompt.typed.is_fresh() {
         style = style.add_modifier(Modifier::REVERSED);
     }
-    let place = pane.put(Line::from(vec![
+    let place = pane.put(&Line::from(vec![
         Span::styled(label.clone(), look.name()),
         Span::styled(take(&plain(&shown), room), style),
     ]));
@@ -181,21 +181,21 @@ fn prompt(look: Look, pane: &mut Pane<'_>, prompt: &Prompt) -> Option<Position> 
             let marks =
                 format!("{}{} {}", " ".repeat(label.width() + before), "^".repeat(span.len().min(room)), plain(&why));
             if marks.width() <= width {
-                pane.put(Line::styled(marks, look.bad()));
+                pane.put(&Line::styled(marks, look.bad()));
             } else {
-                pane.put(Line::styled(
+                pane.put(&Line::styled(
                     take(&format!("{}{}", " ".repeat(label.width() + before), "^".repeat(span.len().min(room))), width),
                     look.bad(),
                 ));
-                pane.put(Line::styled(fit(&plain(&why), width), look.bad()));
+                pane.put(&Line::styled(fit(&plain(&why), width), look.bad()));
             }
         } else {
             for line in why.lines().take(4) {
-                pane.put(Line::styled(fit(&plain(line), width), look.bad()));
+                pane.put(&Line::styled(fit(&plain(line), width), look.bad()));
             }
         }
     }
-    pane.put(Line::styled(fit(help, width), look.dim()));
+    pane.put(&Line::styled(fit(help, width), look.dim()));
     place.map(|place| Position { x: place.x + u16::try_from(label.width() + used).unwrap_or(u16::MAX), y: place.y })
 }
 
@@ -241,6 +241,6 @@ pub(super) fn help(_model: &Model, look: Look, pane: &mut Pane<'_>) {
         }
         let text = format!("  {}  ", left(keys, 24));
         let what = fit(what, pane.width().saturating_sub(text.width()));
-        pane.put(Line::from(vec![Span::styled(text, look.name()), Span::raw(what)]));
+        pane.put(&Line::from(vec![Span::styled(text, look.name()), Span::raw(what)]));
     }
 }

@@ -133,7 +133,7 @@ fn view(model: &Model, look: Look, (buffer, area): (&mut ratatui::buffer::Buffer
         let [main, gap, aside] =
             Layout::horizontal([Constraint::Percentage(60), Constraint::Length(3), Constraint::Fill(1)]).areas(area);
         let mut rule = Pane::new(buffer, gap);
-        while rule.put(ratatui::text::Line::styled(" │", look.dim())).is_some() {}
+        while rule.put(&ratatui::text::Line::styled(" │", look.dim())).is_some() {}
         (main, Some(aside))
     } else {
         (area, None)

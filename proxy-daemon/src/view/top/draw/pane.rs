@@ -35,33 +35,32 @@ impl<'a> Pane<'a> {
     }
 
     /// Draws the next line, where there is room for one, and tells where.
-    #[expect(clippy::needless_pass_by_value, reason = "lines are made where they are put")]
-    pub(super) fn put(&mut self, line: Line<'_>) -> Option<Rect> {
+    pub(super) fn put(&mut self, line: &Line<'_>) -> Option<Rect> {
         if self.next >= self.area.bottom() || self.area.width == 0 {
             return None;
         }
         let place = Rect { y: self.next, height: 1, ..self.area };
-        self.buffer.set_line(place.x, place.y, &line, place.width);
+        self.buffer.set_line(place.x, place.y, line, place.width);
         self.next += 1;
         Some(place)
     }
 
     pub(super) fn text(&mut self, text: &str, style: Style) -> Option<Rect> {
-        self.put(Line::styled(left(text, self.width()), style))
+        self.put(&Line::styled(left(text, self.width()), style))
     }
 
     /// As much as goes into so many lines.
     pub(super) fn beginning(&mut self, text: &str, lines: usize, style: Style) {
         let text = crate::report::words::fit(&crate::report::words::plain(text), self.width() * lines);
         for line in wrapped(&text, self.width()).into_iter().take(lines) {
-            self.put(Line::styled(line, style));
+            self.put(&Line::styled(line, style));
         }
     }
 
     /// Broken into lines where it is too long.
     pub(super) fn wrapped(&mut self, text: &str, style: Style) {
         for line in wrapped(text, self.width()) {
-            self.put(Line::styled(line, style));
+            self.put(&Line::styled(line, style));
         }
     }
 
@@ -176,7 +175,7 @@ impl Table {
             spans.push(Span::styled(head, style));
             spans.push(Span::raw(" "));
         }
-        let Some(place) = pane.put(Line::from(spans)) else { return };
+        let Some(place) = pane.put(&Line::from(spans)) else { return };
         let Some(hits) = hits else { return };
         let mut x = place.x;
         for column in &self.columns {
@@ -227,7 +226,7 @@ pub(super) fn rows(
         (drawn.offset, drawn.page) = (first, room);
     }
     for (at, key) in keys.iter().enumerate().skip(first).take(room) {
-        let Some(place) = pane.put(row(at)) else { return };
+        let Some(place) = pane.put(&row(at)) else { return };
         if selected == Some(at) {
             pane.style(place, Style::new().add_modifier(Modifier::REVERSED));
         }
@@ -246,6 +245,6 @@ pub(super) fn scrolled(pane: &mut Pane<'_>, lines: &[Line<'static>], drawn: Opti
         (drawn.offset, drawn.page, drawn.lines) = (first, room, lines.len());
     }
     for line in lines.iter().skip(first).take(room) {
-        pane.put(line.clone());
+        pane.put(line);
     }
 }

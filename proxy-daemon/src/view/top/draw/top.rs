@@ -48,7 +48,7 @@ fn both(pane: &mut Pane<'_>, left: Vec<Span<'static>>, right: Vec<Span<'static>>
     }
     spans.push(Span::raw(" ".repeat((room + 1).saturating_sub(used))));
     spans.extend(right);
-    pane.put(Line::from(spans));
+    pane.put(&Line::from(spans));
 }
 
 fn title(model: &Model, look: Look, pane: &mut Pane<'_>) {
@@ -138,7 +138,7 @@ fn tabs(model: &Model, look: Look, pane: &mut Pane<'_>, drawn: &mut Drawn) {
     let width: usize = filter.iter().map(|span| span.content.width()).sum();
     spans.push(Span::raw(" ".repeat(pane.width().saturating_sub(at + width))));
     spans.extend(filter);
-    let Some(place) = pane.put(Line::from(spans)) else { return };
+    let Some(place) = pane.put(&Line::from(spans)) else { return };
     for (at, width, tab) in places {
         let (x, width) = (place.x + u16::try_from(at).unwrap_or(u16::MAX), u16::try_from(width).unwrap_or(u16::MAX));
         drawn.hits.push((Rect { x, width, ..place }.intersection(place), Hit::Tab(tab)));
@@ -221,7 +221,7 @@ pub(super) fn chart(model: &Model, look: Look, pane: &mut Pane<'_>) {
             let full = height_of(slot, most, lines).saturating_sub(line * 8).min(8);
             spans.push(Span::styled(EIGHTHS[full], style(look, slot)));
         }
-        pane.put(Line::from(spans));
+        pane.put(&Line::from(spans));
     }
     pane.skip();
 }
