@@ -211,6 +211,11 @@ export const flows = {
       unknown = 0;
       skipped = 0;
       list.to(0);
+      if (filter) {
+        // That it was understood is seen at once.
+        looking = true;
+        draw();
+      }
       try {
         await look(signal);
         top = extent.newest;

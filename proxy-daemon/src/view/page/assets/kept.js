@@ -23,7 +23,7 @@ function know({ oldest, newest, dropped }) {
 
 /** What is kept now. */
 export async function look(signal) {
-  const page = await get("/v1/attempts?limit=1", signal);
+  const page = await get(`/v1/attempts?limit=${BLOCK}`, signal);
   know(page);
   for (const attempt of page.attempts) add(attempt);
   return extent;
