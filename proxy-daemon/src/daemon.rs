@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -28,16 +28,23 @@ use tokio::{
 };
 
 use crate::{
-    control::{self, About, Controlled},
+    control::{self, About, Controlled, Shown},
     flow::{Capture, Clock, Moment},
     history::History,
-    process::{self, Memory, Process, ProcessKey, ProcessTable, launch::NONCE},
-    proxy::{self, Account, Answered, Answers, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes},
+    process::{
+        self, Memory, Process, ProcessKey, ProcessTable,
+        launch::NONCE,
+        warden::{Post, Warden},
+    },
+    proxy::{
+        self, Account, Answered, Answers, Beacon, Bypass, Capacity, Counted, Gate, Learned, Proxy, Refusal, Routes,
+    },
     redirect::{self, Door, Listeners, Network, Pending, RedirectError, Redirected, Redirection, Target},
     report::{
         Timeline,
         events::{self, Start, Written},
         otlp::{self, Otlp},
+        own::Lives,
         recording, statsd, timeline,
     },
     retry::{Folded, Ledger, Limits, Snapshot},
@@ -68,6 +75,9 @@ pub struct Settings {
     /// Refuse what cannot be carried, also once this process has died; the
     /// cgroup tells when nobody is left to be refused.
     pub closed: Option<PathBuf>,
+    /// The same, by who was started while this process could: and whether it
+    /// needs CAP_BPF.
+    pub warden: Option<(Warden, bool)>,
     pub rules: RuleSet,
     pub rule_settings: rules::Settings,
     /// Files that a reload reads again.
@@ -110,6 +120,12 @@ pub struct Settings {
     pub control: Option<(std::os::unix::net::UnixListener, control::Access)>,
     /// What earlier instances came to.
     pub earlier: Option<Earlier>,
+    /// It begins with connections going direct: the redirect is bypassed
+    /// already.
+    pub bypassed: bool,
+    /// Every process that could ask is redirected: what is answered at an
+    /// address that shows it.
+    pub beacon: Option<[u8; NONCE]>,
 }
 
 /// What outlives an instance, for the next.
@@ -118,6 +134,9 @@ pub struct Earlier {
     pub ledger: Folded,
     /// Clients that will not trust the authority.
     pub refusals: Vec<Refusal>,
+    /// How often there was one, and how they ended.
+    #[serde(default)]
+    pub lives: Lives,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +188,10 @@ impl Gate for KernelGate {
     fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.exempt(&socket).map_err(io::Error::other)
     }
+
+    fn bypass(&self, on: bool) -> io::Result<()> {
+        self.0.bypass(on).map_err(io::Error::other)
+    }
 }
 
 /// What an instance came to.
@@ -192,6 +215,8 @@ pub struct Finished {
     pub hurried: bool,
     /// Clients that will not trust the authority, for the next instance.
     pub refusals: Vec<Refusal>,
+    /// For the next instance.
+    pub lives: Lives,
 }
 
 #[derive(Debug)]
@@ -224,6 +249,7 @@ pub struct Instance {
     page: Option<Page>,
     statsd: Option<std::thread::JoinHandle<()>>,
     otlp: Option<Otlp>,
+    lives: Lives,
     drain: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -238,8 +264,15 @@ impl Instance {
         let ports = settings.ports;
         let (redirect, listeners) = redirected;
         let redirect: Arc<Redirection> = Arc::new(redirect.into());
-        if let Some(cgroup) = &settings.closed {
-            redirect.guard(&listeners, &ports, &settings.target, cgroup).map_err(StartError::Warden)?;
+        let cgroup = settings.closed.as_deref();
+        let warden = match (settings.warden, cgroup) {
+            (Some((warden, bpf)), _) => Some((warden, Some(bpf))),
+            (None, Some(_)) => Some((Warden::start("").map_err(StartError::Warden)?, None)),
+            (None, None) => None,
+        };
+        if let Some((warden, confined)) = warden {
+            let post = Post { ports: &ports, target: &settings.target, cgroup, confined };
+            redirect.guard(warden, &listeners, &post).map_err(StartError::Warden)?;
         }
         let own = listeners.v4.local_addr().map_err(StartError::Listen)?;
         let v4 = TcpListener::from_std(listeners.v4).map_err(StartError::Listen)?;
@@ -252,14 +285,17 @@ impl Instance {
         let mut ledger = Ledger::new(Limits::default(), clock.now());
         let earlier = settings.earlier.unwrap_or_default();
         ledger.continues(earlier.ledger);
+        let lives = earlier.lives.next();
         let learned = Learned::new(settings.strict);
         learned.remember(earlier.refusals, now);
         let (newcomers, arrivals) = mpsc::channel(MAX_WATCHED);
         let mut account = Account::new(clock, rules, ledger);
         account.capture = settings.recording.as_ref().map(|it| Capture::new(it.bodies.unwrap_or_default()));
+        let gate: Arc<dyn Gate> = Arc::new(KernelGate(Arc::clone(&redirect)));
         let proxy = Arc::new(Proxy {
             account: Arc::new(account),
-            gate: Arc::new(KernelGate(Arc::clone(&redirect))),
+            bypass: Arc::new(Bypass::new(Arc::clone(&gate), clock, settings.bypassed)),
+            gate,
             processes: ProcessTable::new(newcomers, Arc::clone(&redirect) as Arc<dyn Memory>),
             leaves,
             servers,
@@ -270,8 +306,10 @@ impl Instance {
             answers: settings.answers,
             counters: crate::proxy::Counters::default(),
             capacity: Capacity::of_files(),
+            beacon: settings.beacon.map(|nonce| Beacon::new(probed_port(&ports), nonce)),
             page: settings.page.as_ref().map(page::Opened::address),
         });
+        let shown = proxy.beacon.as_ref().map(|beacon| Shown { address: beacon.address, nonce: beacon.nonce });
         let events = settings.events.map(|file| {
             let account = &proxy.account;
             let start = Start::new(clock.wall(now), account.rules.seed(), &ports, &settings.target);
@@ -293,6 +331,10 @@ impl Instance {
             account: Arc::clone(&proxy.account),
             history,
             gate: Arc::clone(&proxy.gate),
+            bypass: Arc::clone(&proxy.bypass),
+            work: Arc::clone(&proxy) as Arc<dyn control::Work>,
+            // Of others nothing is known but this life.
+            lives: settings.host.is_some().then_some(lives),
             files: settings.rule_files,
             about: About {
                 pid: std::process::id(),
@@ -300,9 +342,13 @@ impl Instance {
                 target: settings.target,
                 command: settings.command,
                 targets: Vec::new(),
+                bypassed: None,
+                ready: false,
+                beacon: shown,
             },
             ports: ports.clone(),
             host: settings.host,
+            ready: watch::Sender::new(false),
             page: settings.page.as_ref().map(page::Opened::url),
         });
         let bound = match settings.control {
@@ -347,6 +393,7 @@ impl Instance {
             page,
             statsd,
             otlp,
+            lives,
             drain: watch::Sender::new(false),
             cut: watch::Sender::new(false),
         })
@@ -355,8 +402,8 @@ impl Instance {
     /// Addresses for a self-test, one per listener: loopback addresses that
     /// hardly anybody serves.
     pub fn probes(&self) -> Vec<SocketAddr> {
-        let port = self.ports.first().copied().unwrap_or(443);
-        let mut probes = vec![SocketAddr::from((Ipv4Addr::new(127, 255, 255, 254), port))];
+        let port = probed_port(&self.ports);
+        let mut probes = vec![SocketAddr::from((redirect::BEACON, port))];
         if matches!(&self.listeners, Some((_, Some(_)))) {
             probes.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
         }
@@ -397,6 +444,11 @@ impl Instance {
         self.controlled.reload()
     }
 
+    /// Ends the wardens that earlier instances have left: this one serves.
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        self.redirect.relieve(left);
+    }
+
     pub fn account(&self) -> &Arc<Account> {
         &self.proxy.account
     }
@@ -406,7 +458,7 @@ impl Instance {
         let account = &self.proxy.account;
         let now = account.clock.now();
         let ledger = account.ledger().snapshot(now).fold();
-        Earlier { ledger, refusals: self.proxy.learned.refusals(now) }
+        Earlier { ledger, refusals: self.proxy.learned.refusals(now), lives: self.lives }
     }
 
     pub fn proxy(&self) -> &Arc<Proxy> {
@@ -430,6 +482,17 @@ impl Instance {
         tokio::time::timeout(patience, both).await.unwrap_or(false)
     }
 
+    /// What the kernel side has counted since [`serve`](Self::serve), without
+    /// what this process has done itself, or others to see that it lives.
+    fn without_own(&self, heartbeats: u64) -> redirect::Counters {
+        let mut counters = self.redirect.counters().since(&self.before);
+        let asked = self.proxy.beacon.as_ref().map_or(0, Beacon::answered);
+        counters.unmatched = counters.unmatched.saturating_sub(heartbeats);
+        counters.redirected = counters.redirected.saturating_sub(asked);
+        counters.handed_over = counters.handed_over.saturating_sub(asked);
+        counters
+    }
+
     /// Begins to answer.
     pub fn serve(&mut self) {
         if let (Some((v4, v6)), Some(doors)) = (self.listeners.take(), self.doors.1.take()) {
@@ -437,6 +500,7 @@ impl Instance {
             let proxy = Arc::clone(&self.proxy);
             self.pulse = Some(tokio::spawn(pulse(Arc::clone(&proxy), Arc::clone(&self.redirect), &v4, v6.as_ref())));
             self.serving = Some(tokio::spawn(proxy.serve(v4, v6, doors, self.drain.subscribe(), self.cut.subscribe())));
+            self.controlled.ready.send_replace(true);
         }
     }
 
@@ -448,13 +512,15 @@ impl Instance {
         self.looking = Some(tokio::spawn(async move {
             let mut seen = redirect.counters().direct_other_netns;
             let mut looked = Instant::now();
+            let moving = matches!(target, Target::Several(_));
             let mut tick = tokio::time::interval(GLANCE);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
                 let direct = redirect.counters().direct_other_netns;
-                // Somebody could not come here; or nobody may be left there.
-                if direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
+                // Somebody could not come here; or nobody may be left there; or
+                // the target may have more processes in other places.
+                if moving || direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
                     (seen, looked) = (direct, Instant::now());
                     look(&redirect, &target, &doors).await;
                 }
@@ -513,7 +579,7 @@ impl Instance {
             ended: account.clock.wall(now),
             rules: account.rules.list().into_iter().chain(account.rules.retired()).collect(),
             guard: account.rules.state(),
-            redirect: without(self.redirect.counters().since(&self.before), heartbeats),
+            redirect: self.without_own(heartbeats),
             way: self.redirect.way().clone(),
             proxy: self.proxy.counters.read().without(heartbeats),
             events,
@@ -522,6 +588,7 @@ impl Instance {
             timeline,
             hurried,
             refusals: self.proxy.learned.refusals(now),
+            lives: self.lives.over(),
         }
     }
 }
@@ -578,10 +645,9 @@ async fn joined<T: Send + 'static>(thread: Option<std::thread::JoinHandle<T>>) -
     tokio::task::spawn_blocking(|| thread.join().ok()).await.ok().flatten()
 }
 
-/// Our own connections to the listener are no strays.
-fn without(mut counters: redirect::Counters, heartbeats: u64) -> redirect::Counters {
-    counters.unmatched = counters.unmatched.saturating_sub(heartbeats);
-    counters
+/// Of the watched ports, the one that is tried.
+fn probed_port(ports: &[u16]) -> u16 {
+    ports.first().copied().unwrap_or(443)
 }
 
 fn nanos(time: Duration) -> u64 {

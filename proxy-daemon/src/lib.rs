@@ -2,7 +2,7 @@
 //!
 //! The rooms, top to bottom; each may use those below it, never those above:
 //! `cli`, `daemon`, `config`, `view`, `control`, `history`, `report`, `proxy`, `retry`, `rules`, `flow`,
-//! `keeper`, `redirect`, `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
+//! `keeper`, `pods`, `redirect`, `tls`, `process`. ARCHITECTURE.md tells how data flows through them.
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod flow;
 pub mod history;
 pub mod keeper;
+pub mod pods;
 pub mod process;
 pub mod proxy;
 pub mod redirect;

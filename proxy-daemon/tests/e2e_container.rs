@@ -257,3 +257,27 @@ fn unit() {
     let (report, _) = end(running, dir.path());
     assert!(report.0["notes"].to_string().contains(&format!("unit {name} went away")), "{report}");
 }
+
+/// A daemon takes containers by patterns of their names, those that are there
+/// and those that come later; its keeper reads the engine's files, confined.
+#[test]
+fn a_daemon_takes_containers_by_name() {
+    let site = common::Site::new(&TestCa::new());
+    let prefix = format!("rs-named-{}", std::process::id());
+    let (there, other) =
+        (Container::start(&format!("{prefix}-a"), &["sleep", "600"]), Container::start("rs-other", &["sleep", "600"]));
+    site.write("", &format!("[targets]\ncontainers = [\"{prefix}-*\"]"));
+    let daemon = site.start();
+    daemon.watches(&there.cgroup());
+    let later = Container::start(&format!("{prefix}-b"), &["sleep", "600"]);
+    daemon.watches(&later.cgroup());
+    assert!(common::cgroup::links(common::cgroup::id(&other.cgroup())).is_empty(), "another's");
+    site.write("", &format!("[targets]\ncontainers = [\"{}\"]", other.name));
+    site.reload().ok();
+    daemon.watches(&other.cgroup());
+    until("the others are let go", SOON, || {
+        // What serves connections under way stays a moment longer.
+        (common::cgroup::links(common::cgroup::id(&there.cgroup())).len() <= 3).then_some(())
+    });
+    daemon.end().ok();
+}

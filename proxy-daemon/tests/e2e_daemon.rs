@@ -6,7 +6,12 @@ use std::{
     process::Command,
 };
 
-use common::{Daemon, Loop, Running, SOON, Site, TestCa, TestCgroup, Upstream, alive, clients, run::retryscope, until};
+use common::{
+    Daemon, Loop, Running, SOON, Site, TestCa, TestCgroup, Upstream, alive, clients,
+    run::retryscope,
+    steady::{errors, more, rows, steady},
+    until,
+};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -411,31 +416,149 @@ fn what_is_told_to_others() {
     client.end();
 }
 
-/// The rows of a client that asks without a pause.
-fn rows(running: &Running) -> Vec<Value> {
-    let said = running.stdout.bytes();
-    let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    said[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+/// A metric without labels, or with the labels given.
+fn metric(address: std::net::SocketAddr, name: &str) -> Option<f64> {
+    use std::io::{Read, Write};
+    let mut scrape = std::net::TcpStream::connect(address).expect("metrics");
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("asked");
+    let mut text = String::new();
+    scrape.read_to_string(&mut text).expect("metrics");
+
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.trim().parse().ok()
 }
 
-fn steady(group: &TestCgroup, upstream: &Upstream, keep: bool) -> Running {
-    let mut command = group.command(&clients::python());
-    command.arg(clients::script("steady.py")).arg(upstream.address.ip().to_string());
-    if keep {
-        command.arg("keep");
+/// What a daemon tells of itself: what it carries and could, what it needs,
+/// whether it is bypassed, its last reload, and how earlier ones ended.
+#[test]
+fn metrics_of_itself() {
+    let (ca, group) = (TestCa::new(), TestCgroup::new());
+    let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
+    let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let tables = format!("[targets]\ncgroups = [\"{}\"]\n[metrics]\nlisten = \"{address}\"", path_of(group.path()));
+    site.write("", &tables);
+    let mut daemon = site.start();
+    daemon.watches(group.path());
+    let of = |name: &str| metric(address, name);
+    let mut kept = steady(&group, &upstream, true);
+    more(&kept, |row| row["intercepted"] == true);
+    assert_eq!(of("retryscope_open_connections"), Some(1.0));
+    assert!(of("retryscope_room_connections").is_some_and(|room| room > 10.0));
+    assert_eq!(of("retryscope_watched_cgroups"), Some(1.0));
+    for prefix in ["", "retryscope_keeper_"] {
+        let memory = of(&format!("{prefix}process_resident_memory_bytes")).expect("memory");
+        assert!((1e6..1e9).contains(&memory), "{prefix}: {memory}");
+        let started = of(&format!("{prefix}process_start_time_seconds")).expect("a start");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
+        assert!((now - started).abs() < 300.0, "{prefix}: {started}");
     }
-    clients::bare(&mut command)
+    assert!(of("process_open_fds").is_some_and(|files| files > 10.0));
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(1.0), Some(0.0)));
+    assert_eq!(of("retryscope_reload_successful"), None, "nobody asked for one");
+    site.reload().ok();
+    assert_eq!(of("retryscope_reload_successful"), Some(1.0));
+    site.write("prots = [1]", &tables);
+    site.reload().code(64);
+    assert_eq!(of("retryscope_reload_successful"), Some(0.0));
+    site.write("", &tables);
+
+    assert_eq!((of("retryscope_bypassed"), of("retryscope_gate_state{state=\"open\"}")), (Some(0.0), Some(1.0)));
+    retryscope(words!["bypass", "--name", &site.name]).finish(SOON).ok();
+    assert_eq!((of("retryscope_bypassed"), of("retryscope_gate_state{state=\"bypassed\"}")), (Some(1.0), Some(1.0)));
+    let mut direct = Loop::in_cgroup(&group, &upstream);
+    assert!(!direct.connects("go"));
+    assert_eq!(of("retryscope_direct_connections_total{reason=\"bypassed\"}"), Some(1.0));
+
+    daemon.signal(Signal::SIGKILL);
+    daemon.running.take().expect("running").finish(SOON);
+    let daemon = site.start();
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(2.0), Some(1.0)));
+    assert_eq!(of("retryscope_bypassed"), Some(0.0), "not to be kept");
+    daemon.end().ok();
+    let daemon = site.start();
+    assert_eq!((of("retryscope_starts_total"), of("retryscope_unclean_ends_total")), (Some(3.0), Some(1.0)));
+    daemon.end().ok();
+    kept.close_stdin();
+    kept.finish(SOON).ok();
+    direct.end();
 }
 
-fn more(running: &Running, wanted: impl Fn(&Value) -> bool) {
-    let before = rows(running).len();
-    until("the client goes on", SOON, || {
-        (rows(running).iter().skip(before).filter(|row| wanted(row)).count() >= 5).then_some(())
+/// `fail = "closed"`, and the daemon dies: connections are refused, and none
+/// goes direct, until the next one serves; an end in order lets them go.
+#[test]
+fn refused_once_it_has_died() {
+    let (ca, group) = (TestCa::new(), TestCgroup::new());
+    let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
+    let write = |fail: &str| {
+        site.write(&format!("fail = \"{fail}\""), &format!("[targets]\ncgroups = [\"{}\"]", path_of(group.path())));
+    };
+    let refused = |row: &Value| row["error"].as_str().is_some_and(|error| error.contains("ConnectionRefused"));
+    let through = |row: &Value| row["intercepted"] == true;
+    let direct = |row: &Value| row["intercepted"] == false;
+    let kill = |mut daemon: Daemon| {
+        daemon.signal(Signal::SIGKILL);
+        daemon.running.take().expect("running").finish(SOON)
+    };
+    write("closed");
+    let daemon = site.start();
+    daemon.watches(group.path());
+    let mut client = steady(&group, &upstream, false);
+    more(&client, through);
+    let warden = common::process::descendants(daemon.pid());
+    let is_warden = |pid: &&i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(format!("retryscope\0__warden\0{}\0", site.name).as_bytes())
+    };
+    let warden = *warden.iter().find(is_warden).expect("a warden");
+    for status in threads(warden) {
+        for (name, value) in may(&status) {
+            let expected = match name.as_str() {
+                "Uid" | "Gid" => "0 0 0 0",
+                "Groups" => continue,
+                "NoNewPrivs" => "1",
+                "Seccomp" => "2",
+                _ => "0000000000000000",
+            };
+            assert_eq!(value, expected, "{name} of the warden");
+        }
+    }
+
+    // Started again after each kill: never direct in between.
+    let from = rows(&client).len();
+    let mut daemon = daemon;
+    for _ in 0..3 {
+        kill(daemon);
+        more(&client, refused);
+        daemon = site.start();
+        more(&client, through);
+    }
+    assert!(!rows(&client).iter().skip(from).any(direct), "{:?}", rows(&client));
+    until("the earlier ones' wardens have ended", SOON, || (!alive(warden)).then_some(()));
+
+    // An end in order, and a kill with a bypass: nobody is kept out.
+    daemon.end().ok();
+    more(&client, direct);
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, refused);
+    let said = retryscope(words!["bypass", "--name", &site.name]).finish(SOON).ok().text();
+    assert!(said.contains("no longer refuses"), "{said}");
+    more(&client, direct);
+    // Nor once that is no longer asked for.
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, refused);
+    write("open");
+    let daemon = site.start();
+    more(&client, through);
+    kill(daemon);
+    more(&client, direct);
+    client.close_stdin();
+    client.finish(SOON).ok();
+    until("nothing is attached", SOON, || {
+        common::cgroup::links(common::cgroup::id(group.path())).is_empty().then_some(())
     });
-}
-
-fn errors(running: &Running) -> Vec<Value> {
-    rows(running).into_iter().filter(|row| !row["error"].is_null() || row["status"] != 200).collect()
 }
 
 /// Under load no request fails: not by a reload, and not by a restart, during

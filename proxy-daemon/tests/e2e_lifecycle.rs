@@ -375,6 +375,22 @@ fn cgroups_of_the_commands_own() {
     assert_eq!(remains.left(), [false, false], "a folder and a cgroup at {base:?}: {}", outcome.finished);
 }
 
+/// Pids come again: an empty cgroup that an earlier process of ours with this
+/// one's pid has left is no obstacle.
+#[test]
+fn a_cgroup_that_was_left_by_the_same_pid() {
+    let own = retryscope::redirect::cgroup::own().expect("our own cgroup");
+    for left in ["", "/daemon", "/target/deeper"] {
+        let before = format!("mkdir -p \"{}/retryscope-$$\"{left}", own.display());
+        let started = run_after(&before, words!["--", "/bin/sh", "-c", "cat /proc/self/cgroup"]);
+        let place = own.join(format!("retryscope-{}", started.pid));
+        let finished = started.finish(SOON).ok();
+        let ran_in = format!("/retryscope-{}/target", place.to_string_lossy().rsplit('-').next().expect("a pid"));
+        assert!(finished.text().contains(&ran_in), "{left}: {finished}");
+        gone(&place);
+    }
+}
+
 /// What an instance leaves when it is killed together with its janitor.
 struct Remains {
     folder: PathBuf,

@@ -49,15 +49,42 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").into()
 }
 
+/// Runs promtool in the folder of what is deployed for Prometheus.
+fn promtool(words: &[&str]) -> String {
+    let mut command = Command::new(clients::need("promtool", "prometheus"));
+    let output = command.args(words).current_dir(root().join("deploy/prometheus")).output().expect("promtool");
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 #[test]
 fn alerts_are_rules_of_prometheus() {
-    let output = Command::new(clients::need("promtool", "prometheus"))
-        .args(["check", "rules"])
-        .arg(root().join("deploy/prometheus/alerts.yml"))
-        .output()
-        .expect("promtool");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("4 rules found"));
+    assert!(promtool(&["check", "rules", "alerts.yml"]).contains("12 rules found"));
+    assert!(promtool(&["check", "rules", "rules.yml"]).contains("5 rules found"));
+    assert!(promtool(&["test", "rules", "tests.yml"]).contains("SUCCESS"));
+}
+
+/// A Prometheus that scrapes these every second, with the rules that are
+/// deployed.
+fn start_prometheus(address: SocketAddr, instances: &[SocketAddr]) -> (Running, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("prometheus.yml");
+    let targets: Vec<String> = instances.iter().map(|instance| format!("'{instance}'")).collect();
+    let scraped = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{0}/rules.yml', '{0}/alerts.yml']\n\
+         scrape_configs: [{{job_name: retryscope, static_configs: [{{targets: [{1}]}}]}}]\n",
+        root().join("deploy/prometheus").display(),
+        targets.join(", "),
+    );
+    std::fs::write(&config, scraped).expect("writing");
+    let mut server = Command::new(clients::need("prometheus", "prometheus"));
+    server
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+        .arg(format!("--web.listen-address={address}"))
+        .env_clear()
+        .envs(clients::environment());
+    (Running::start(&mut server), folder)
 }
 
 const ASK: &str = "import http.client, ssl, sys\n\
@@ -80,6 +107,9 @@ fn prometheus_sees_what_the_report_says() {
 
     let (head, text) = get(metrics, "/metrics").expect("metrics");
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
+    for own in ["\nretryscope_bypassed 0\n", "\nretryscope_gate_state{state=\"open\"} 1\n", "\nprocess_open_fds "] {
+        assert!(text.contains(own), "{own}: {text}");
+    }
     let promtool = clients::need("promtool", "prometheus");
     let mut lint = Command::new(promtool);
     let mut lint =
@@ -89,20 +119,7 @@ fn prometheus_sees_what_the_report_says() {
     assert!(linted.status.success() && linted.stderr.is_empty(), "{}\n{text}", String::from_utf8_lossy(&linted.stderr));
     assert!(get(metrics, "/other").is_some_and(|(head, _)| head.starts_with("HTTP/1.1 404 ")));
 
-    let folder = tempfile::tempdir().expect("a folder");
-    let config = folder.path().join("prometheus.yml");
-    let scraped = format!(
-        "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: retryscope, static_configs: [{{targets: ['{metrics}']}}]}}]\n"
-    );
-    std::fs::write(&config, scraped).expect("writing");
-    let mut server = Command::new(clients::need("prometheus", "prometheus"));
-    server
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
-        .arg(format!("--web.listen-address={prometheus}"))
-        .env_clear()
-        .envs(clients::environment());
-    let server = Running::start(&mut server);
+    let (server, _folder) = start_prometheus(prometheus, &[metrics]);
     let patience = Duration::from_secs(60);
     let of = |text: &str| until(text, patience, || query(prometheus, text));
     assert_eq!(of("sum(retryscope_attempts_total)"), 10.0);
@@ -139,6 +156,83 @@ fn prometheus_sees_what_the_report_says() {
     let report = started.finish().ok().report();
     let total = report.0["totals"]["backoff"]["total_ms"].as_f64().unwrap_or_default() / 1000.0;
     assert!((waited - total).abs() < 1e-4, "{waited} s by Prometheus: {report}");
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    server.finish(Duration::from_secs(20));
+}
+
+/// For each line `HOST N` on standard input: N calls with one retry each.
+const ASK_OF: &str = "import http.client, ssl, sys, uuid\n\
+    for line in sys.stdin:\n\
+    \x20   host, calls = line.split()\n\
+    \x20   connection = http.client.HTTPSConnection(host, context=ssl.create_default_context())\n\
+    \x20   for _ in range(int(calls)):\n\
+    \x20       call = str(uuid.uuid4())\n\
+    \x20       for attempt in (1, 2):\n\
+    \x20           connection.request('GET', '/bucket/key', headers={'amz-sdk-invocation-id': call, 'amz-sdk-request': f'attempt={attempt}'})\n\
+    \x20           connection.getresponse().read()\n\
+    \x20   connection.close()\n\
+    \x20   print('asked', host, calls, flush=True)\n";
+
+/// \"Retries per second by service across the fleet\": a real Prometheus scrapes
+/// two instances, and the rule that is deployed gives what they report.
+#[test]
+fn retries_by_service_across_the_fleet() {
+    const S3: &str = "s3.eu-west-1.amazonaws.com";
+    const DYNAMODB: &str = "dynamodb.eu-west-1.amazonaws.com";
+    let ca = TestCa::new();
+    let upstream = Upstream::with(&ca, common::ca::Leaf::Good, &[S3, DYNAMODB], &["http/1.1"]);
+    let (metrics, prometheus) = ([free(), free()], free());
+    let mut instances = metrics.map(|address| {
+        let run = Run::new().to(S3, upstream.address, &ca).map_host(DYNAMODB, upstream.address);
+        let run = run.rule("~attempt 1 => 503").option(format!("--metrics={address}"));
+        run.start(words![clients::python(), "-c", ASK_OF])
+    });
+    let mut ask = |at: usize, host: &str, calls: u32| {
+        instances[at].write(format!("{host} {calls}\n").as_bytes());
+        instances[at].line(&format!("asked {host} {calls}"));
+    };
+    // Counters are there before what is measured: Prometheus adds up what it
+    // sees grow.
+    let first = [(0, S3, 1), (0, DYNAMODB, 1), (1, S3, 1)];
+    first.iter().for_each(|(at, host, calls)| ask(*at, host, *calls));
+    let (server, _folder) = start_prometheus(prometheus, &metrics);
+    let patience = Duration::from_secs(60);
+    until("every counter is scraped", patience, || {
+        (query(prometheus, "count(count_over_time(retryscope_retries_total{evidence='exact'}[1m]) >= 2)")? >= 3.0)
+            .then_some(())
+    });
+    let then = [(0, S3, 30), (0, DYNAMODB, 20), (1, S3, 50)];
+    then.iter().for_each(|(at, host, calls)| ask(*at, host, *calls));
+    let grown = |service: &str| -> f64 {
+        then.iter().filter(|(_, host, _)| host.starts_with(service)).map(|(_, _, calls)| f64::from(*calls)).sum()
+    };
+    // A rate over a minute, of which less than a minute has passed.
+    for service in ["s3", "dynamodb"] {
+        let rule = format!("service:retryscope_retries:rate1m{{service='{service}'}} * 60");
+        let wanted = grown(service);
+        until(&format!("{rule} comes to {wanted}"), patience, || {
+            let found = query(prometheus, &rule)?;
+            ((found - wanted).abs() <= wanted * 0.15).then_some(())
+        });
+        let rule = format!("service:retryscope_amplification:ratio1m{{service='{service}'}}");
+        let amplification = until(&rule, patience, || query(prometheus, &rule).filter(|found| found.is_finite()));
+        assert!((1.8..=2.2).contains(&amplification), "{rule}: {amplification}");
+        // All of it, as the instances told it.
+        let total = format!("sum(retryscope_retries_total{{service='{service}'}})");
+        let warm = first.iter().filter(|(_, host, _)| host.starts_with(service)).count();
+        assert_eq!(query(prometheus, &total), Some(wanted + warm as f64), "{total}");
+    }
+    assert_eq!(query(prometheus, "count(service:retryscope_retries:rate1m)"), Some(2.0), "no other service");
+    let mut reported = std::collections::BTreeMap::<String, u64>::new();
+    for mut instance in instances {
+        instance.close_stdin();
+        let report = instance.finish().ok().report();
+        for operation in report.operations() {
+            let service = operation["service"].as_str().unwrap_or_default().to_owned();
+            *reported.entry(service).or_default() += operation["retries"].as_u64().expect("a number");
+        }
+    }
+    assert_eq!(reported, [("dynamodb".to_owned(), 21), ("s3".to_owned(), 82)].into());
     server.signal(nix::sys::signal::Signal::SIGTERM);
     server.finish(Duration::from_secs(20));
 }

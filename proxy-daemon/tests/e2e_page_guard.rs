@@ -13,7 +13,7 @@ use serde_json::json;
 
 /// An instance with a page, that runs until its command's input ends.
 fn started(options: &[&str]) -> (common::run::RunningRun, Page) {
-    let run = options.iter().fold(Run::new(), |run, option| run.option(option));
+    let run = options.iter().fold(Run::new(), Run::option);
     let started = run.start(words!["sh", "-c", "echo ready; cat"]);
     started.line("ready");
     let page = Page::of(started.pid);

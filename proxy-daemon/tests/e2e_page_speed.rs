@@ -17,11 +17,11 @@ use std::{
 
 use common::{Browser, Page, SOON, browser::clean, until};
 use retryscope::{
-    control::{About, Controlled},
+    control::{About, Controlled, Work},
     flow::{Attempt, Clock, Headers, Link, Moment, Operation, Request, Response},
     history::{History, MAX_KEPT},
     process::{Facts, Process, ProcessKey},
-    proxy::{Account, Gate},
+    proxy::{Account, Bypass, Counted, Gate, Load},
     redirect::{Counters, Network, Pending, Redirected},
     retry::{CallKey, Family, Hint, Ledger, Limits, Signal},
     rules::{RuleSet, Rules, Settings},
@@ -54,6 +54,20 @@ impl Gate for NoGate {
 
     fn exempt(&self, _: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
+    }
+
+    fn bypass(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// And no connection is served.
+#[derive(Debug)]
+struct NoWork;
+
+impl Work for NoWork {
+    fn told(&self) -> (Load, Counted) {
+        Default::default()
     }
 }
 
@@ -147,6 +161,10 @@ fn a_million_attempts_are_at_hand() {
         account,
         history: Arc::clone(&history),
         gate: Arc::new(NoGate),
+        bypass: Arc::new(Bypass::new(Arc::new(NoGate), clock, false)),
+        work: Arc::new(NoWork),
+        lives: None,
+        ready: tokio::sync::watch::Sender::new(true),
         files: Vec::new(),
         about: About {
             pid: std::process::id(),
@@ -154,6 +172,9 @@ fn a_million_attempts_are_at_hand() {
             target: "a million attempts".into(),
             command: None,
             targets: Vec::new(),
+            bypassed: None,
+            ready: true,
+            beacon: None,
         },
         ports: vec![443],
         host: None,

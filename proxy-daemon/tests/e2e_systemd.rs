@@ -93,6 +93,56 @@ impl Site {
         std::fs::write(self.machine.file("/etc/retryscope/config.toml"), text).expect("the configuration");
     }
 
+    /// `fail = "closed"`: a daemon that dies keeps connections from going
+    /// direct until it is started again; a stop lets them go.
+    fn refuses_once_it_has_died(&self) {
+        let machine = &self.machine;
+        let text = "upstream_ca = [\"/test/ca.pem\"]\nfail = \"closed\"\n[targets]\nunits = [\"web.service\"]\n";
+        std::fs::write(machine.file("/etc/retryscope/config.toml"), text).expect("the configuration");
+        // Long enough to be seen.
+        let drop_in = "mkdir -p /run/systemd/system/retryscope.service.d && \
+            printf '[Service]\\nRestartSec=3s\\n' >/run/systemd/system/retryscope.service.d/test.conf && \
+            systemctl daemon-reload && systemctl restart retryscope";
+        machine.sh(drop_in).ok();
+        self.goes("web", true);
+        let from = self.rows("web").len();
+        let before = self.main_pid();
+        machine.sh(&format!("kill -KILL {before}")).ok();
+        until("connections are refused", LATER, || {
+            let refused = |row: &Value| row["error"].as_str().is_some_and(|error| error.contains("ConnectionRefused"));
+            (self.rows("web").iter().skip(from).filter(|row| refused(row)).count() >= 5).then_some(())
+        });
+        until("it is started again", LATER, || {
+            let now = self.main_pid();
+            (now != before && now != "0" && machine.property("retryscope", "SubState") == "running").then_some(())
+        });
+        self.goes("web", true);
+        let rows = self.rows("web");
+        let direct: Vec<&Value> = rows.iter().skip(from).filter(|row| row["intercepted"] == false).collect();
+        assert_eq!(direct, Vec::<&Value>::new(), "went direct after the death");
+        until("the warden of the one that died has ended", LATER, || {
+            (machine.sh("grep -lx retryscope-shut /proc/[0-9]*/comm | wc -l").text().trim() == "0").then_some(())
+        });
+        // A stop is an end in order.
+        machine.run(&["systemctl", "stop", "retryscope"]).ok();
+        self.goes("web", false);
+        // Also of one that does not answer, once systemd has lost patience.
+        machine.sh("printf '[Service]\\nTimeoutStopSec=2s\\n' >/run/systemd/system/retryscope.service.d/test.conf; systemctl daemon-reload").ok();
+        machine.run(&["systemctl", "start", "retryscope"]).ok();
+        self.goes("web", true);
+        machine.sh(&format!("kill -STOP {}", self.main_pid())).ok();
+        machine.run(&["systemctl", "stop", "retryscope"]);
+        self.goes("web", false);
+        until("no process is left", LATER, || {
+            (machine.sh("grep -l '^retryscope' /proc/[0-9]*/comm | wc -l").text().trim() == "0").then_some(())
+        });
+        machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
+        self.config("[targets]\nunits = [\"web.service\"]");
+        machine.run(&["systemctl", "reset-failed", "retryscope"]);
+        machine.run(&["systemctl", "start", "retryscope"]).ok();
+        self.goes("web", true);
+    }
+
     fn main_pid(&self) -> String {
         self.machine.property("retryscope", "MainPID")
     }
@@ -206,6 +256,8 @@ fn a_packages_life() {
     assert_eq!(machine.property("retryscope", "NRestarts"), "1");
     site.goes("web", true);
     machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
+
+    site.refuses_once_it_has_died();
 
     // Another, for one unit alone.
     site.service("other");

@@ -2,8 +2,10 @@
 //! step is told by what the screen says.
 mod common;
 
+use std::time::Instant;
+
 use common::{
-    NAME, Run, SOON, TestCa, Upstream, Wire, clients,
+    NAME, Run, SOON, TestCa, Upstream, Wire, alive, clients,
     process::descendants,
     run::{RunningRun, retryscope},
     servers::{AWS, Moto},
@@ -14,6 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 /// One request for each line of standard input, over one connection.
 const ASK: &str = "import http.client, ssl, sys\n\
@@ -78,8 +81,10 @@ fn program(pane: &Pane<'_>) -> i32 {
 #[track_caller]
 fn given_back(pane: &Pane<'_>, before: &str) {
     until_screen(pane, "the shell is there again", |_| pane.tells("#{alternate_on}") == "0");
-    assert_eq!(pane.tells("#{mouse_any_flag}#{mouse_sgr_flag}#{cursor_flag}"), "001");
-    assert_eq!(stty(pane), before);
+    until_screen(pane, "the mouse and the cursor are the shell's", |_| {
+        pane.tells("#{mouse_any_flag}#{mouse_sgr_flag}#{cursor_flag}") == "001"
+    });
+    until_screen(pane, "the terminal's modes are the shell's", |_| stty(pane) == before);
 }
 
 /// What `stty` says of a pane's terminal.
@@ -135,16 +140,17 @@ fn the_talk() {
     pane.shows("#1 went on, changed, after ");
 
     // Attempt 2 appears, with the wait before it.
-    let screen =
-        until_screen(&pane, "attempt 2 is held", |screen| screen.contains(" 2/5 ") && screen.contains("200 held"));
+    let screen = until_screen(&pane, "attempt 2 is held", |screen| {
+        [" 2/5 ", "200 held", "→429"].iter().all(|part| screen.contains(part))
+    });
     let row = rows(&screen)[row_of(&screen, "200 held") - 1].to_owned();
     assert!(row.contains("→429") && row.contains('·') && row.contains("ms"), "its wait: {screen}");
     assert_eq!(screen.matches("s3.ListBuckets").count(), 1, "one call is one row: {screen}");
 
     // A second 429, in the other view.
     pane.key("3");
-    let screen = pane.shows("GOES ON IN");
-    assert!(screen.contains("#2") && screen.contains("~op ListBuckets"), "{screen}");
+    let screen = until_screen(&pane, "its intercept", |screen| screen.contains("~op ListBuckets"));
+    assert!(screen.contains("#2") && screen.contains("GOES ON IN"), "{screen}");
     pane.key("t");
     pane.shows("#2 first line: 200 OK");
     pane.writes("429");
@@ -177,17 +183,16 @@ fn the_talk() {
     assert_eq!(screen.matches(" +").count(), 2, "two waits: {screen}");
     pane.key("Enter");
     let screen = pane.shows("1 of 5 of call");
-    assert!(screen.contains("200→429 (throttled)") && screen.contains("REDACTED"), "{screen}");
+    assert!(screen.contains("200→429 (throttled)") && screen.contains("by hand"), "{screen}");
+    pane.key("PageDown");
+    let screen = pane.shows("Authorization: AWS4-HMAC-SHA256 REDACTED");
     assert!(!screen.contains("Credential="), "{screen}");
 
     // Its process.
     pane.key("1");
-    let screen =
-        until_screen(&pane, "the process is told of", |screen| screen.contains("scene.py") && screen.contains(" 3 "));
-    assert!(
-        screen.contains("3 attempts") && screen.contains("2 retries") && screen.contains("2 throttled"),
-        "{screen}"
-    );
+    until_screen(&pane, "the process is told of", |screen| {
+        ["scene.py", "3 attempts", "2 retries", "2 throttled"].iter().all(|part| screen.contains(part))
+    });
     pane.key("Enter");
     pane.shows("s3.ListBuckets");
 
@@ -265,11 +270,17 @@ fn sizes_and_the_mouse() {
     let screen = pane.shows("BACKOFF");
     assert!(screen.contains("attempts a second, of the latest 160 seconds"), "{screen}");
     assert!(screen.contains(&format!("GET {NAME}/first")), "operations stand beside: {screen}");
+    // The first key after it is not lost.
+    pane.key("?");
+    pane.shows("freeze what is shown");
+    pane.key("Escape");
     tmux.resize(60, 15);
     until_screen(&pane, "a small screen", |screen| !screen.contains("BACKOFF") && screen.contains("q quit"));
     tmux.resize(90, 30);
     // The tab is clicked, then a row, then once more.
-    let screen = until_screen(&pane, "the size is taken", |screen| screen.lines().count() >= 28);
+    let screen = until_screen(&pane, "the size is taken", |screen| {
+        rows(screen).get(29).is_some_and(|row| row.contains("q quit"))
+    });
     let tabs = row_of(&screen, "2 Calls");
     let at = rows(&screen)[tabs - 1].find("Calls").expect("there");
     pane.clicks(at + 1, tabs);
@@ -297,6 +308,9 @@ fn sizes_and_the_mouse() {
     started.finish().ok();
 }
 
+/// A way to end the program in a pane.
+type End<'a> = &'a dyn Fn(&Pane<'_>);
+
 /// However it ends, the terminal is as it was.
 #[test]
 fn the_terminal_is_given_back() {
@@ -306,13 +320,23 @@ fn the_terminal_is_given_back() {
     started.line("ready");
     let tmux = Tmux::start(80, 24);
     let pane = tmux.first();
+    until_screen(&pane, "the shell asks", |screen| screen.trim_end().ends_with(['#', '$']));
     pane.types("echo before");
     pane.shows("\nbefore");
     let before = stty(&pane);
-    let ends: [(&str, &dyn Fn(&Pane<'_>)); 5] = [
+    let ends: [(&str, End<'_>); 6] = [
         ("q", &|pane| pane.key("q")),
         ("Ctrl-C", &|pane| pane.key("C-c")),
         ("SIGTERM", &|pane| kill(Pid::from_raw(program(pane)), Signal::SIGTERM).expect("a signal")),
+        ("SIGTERM after a half of a key", &|pane| {
+            pane.presses(b"\x1b[");
+            // Its clock goes on.
+            for _ in 0..2 {
+                let clock = pane.screen().lines().next().map(str::to_owned);
+                until_screen(pane, "time goes on", |screen| screen.lines().next() != clock.as_deref());
+            }
+            kill(Pid::from_raw(program(pane)), Signal::SIGTERM).expect("a signal");
+        }),
         ("SIGINT", &|pane| kill(Pid::from_raw(program(pane)), Signal::SIGINT).expect("a signal")),
         ("SIGHUP", &|pane| kill(Pid::from_raw(program(pane)), Signal::SIGHUP).expect("a signal")),
     ];
@@ -335,6 +359,12 @@ fn the_terminal_is_given_back() {
     pane.shows("1 Processes");
     pane.key("q");
     given_back(&pane, &before);
+    // Where the terminal itself goes away, it goes as well.
+    pane.types(&format!("retryscope top --instance {}", started.pid));
+    pane.shows("1 Processes");
+    let pid = program(&pane);
+    drop(tmux);
+    until("it ends with its terminal", SOON, || (!alive(pid)).then_some(()));
     started.close_stdin();
     started.finish().ok();
 }
@@ -439,4 +469,58 @@ fn run_tells_what_to_type() {
     pane.types("retryscope run -- true");
     let screen = pane.shows("to watch it from a second terminal:");
     assert!(screen.contains(" top --instance "), "{screen}");
+}
+
+/// Processor time of a process so far, in seconds.
+fn spent(pid: i32) -> f64 {
+    let stat = procfs::process::Process::new(pid).and_then(|process| process.stat()).expect("a process");
+    (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
+}
+
+/// Under load it takes less than a twentieth of a core, in either of its busy
+/// views, and in the end has told of every attempt.
+#[test]
+fn it_costs_little() {
+    const COUNT: u64 = 30_000;
+    let ca = TestCa::new();
+    let files = ca.files("load", &["localhost"], &["127.0.0.1".parse().expect("an address")]);
+    let mut serve = std::process::Command::new(clients::testbed());
+    serve.args(["serve", "--leash", "--cert"]).arg(&files.cert).arg("--key").arg(&files.key);
+    let upstream = clients::bare(&mut serve);
+    let line = upstream.line("ready ");
+    let address = line.trim_start_matches("ready ").trim().to_owned();
+    let port = address.rsplit(':').next().expect("a port");
+    let run = Run::new().upstream_ca(&ca.pem()).option("--port").option(port).deadline(SOON * 6);
+    let load = words![clients::testbed(), "load", "--connect", &address, "--name", "localhost", "--session"];
+    let mut started = run.start(load);
+    let job = format!("requests --protocol h2 --count {COUNT} --connections 8 --streams 4\n");
+    let mut at = 0;
+    let mut go = |started: &mut RunningRun| -> Value {
+        started.write(job.as_bytes());
+        let found = until("the load is over", SOON * 6, || {
+            let said = common::show(&started.stdout.bytes()[at..]);
+            said.contains('\n').then_some(said)
+        });
+        at += found.len();
+        serde_json::from_str(&found).expect("JSON")
+    };
+    // What is kept is full of attempts before anybody looks.
+    go(&mut started);
+    let tmux = Tmux::start(200, 60);
+    let pane = top(&tmux, started.pid);
+    let pid = program(&pane);
+    for (view, shows) in [("1", "LATELY"), ("2", "ATTEMPTS AND WAITS")] {
+        pane.key(view);
+        pane.shows(shows);
+        let (before, began) = (spent(pid), Instant::now());
+        let told = go(&mut started);
+        let share = (spent(pid) - before) / began.elapsed().as_secs_f64();
+        let rate = COUNT as f64 / told["seconds"].as_f64().expect("seconds");
+        eprintln!("view {view}: {:.2} % of a core at {rate:.0} attempts a second", share * 100.0);
+        assert!(share < 0.05, "view {view} took {:.2} % of a core", share * 100.0);
+    }
+    pane.shows(&format!("{},000 attempts", 3 * COUNT / 1_000));
+    pane.key("q");
+    started.close_stdin();
+    started.finish().ok();
 }

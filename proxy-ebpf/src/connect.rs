@@ -102,8 +102,14 @@ fn redirect(context: &Addressed, to: Destination) -> Way {
             return Way::Direct;
         }
     };
-    if let Err(reason) = gate::enter() {
-        return amiss(reason);
+    match gate::enter() {
+        Ok(()) => {}
+        // Not looked at again: it may be over by then.
+        Err(reason @ Counter::DirectBypassed) => {
+            count(reason);
+            return Way::Direct;
+        }
+        Err(reason) => return amiss(reason),
     }
     if !remember(context, to.address) {
         return amiss(Counter::DirectNoRecord);
@@ -137,7 +143,12 @@ fn refused() -> i32 {
 
 #[inline(always)]
 fn udp(context: &Addressed, to: Address) -> i32 {
-    if maps::refuse_udp() == 0 || !listed(context) || !concerns(context) || listening(context, to).is_err() {
+    if maps::refuse_udp() == 0
+        || gate::is_bypassed()
+        || !listed(context)
+        || !concerns(context)
+        || listening(context, to).is_err()
+    {
         return PROCEED;
     }
     count(Counter::UdpRefused);

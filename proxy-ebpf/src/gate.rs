@@ -15,6 +15,9 @@ use crate::maps::GATE;
 #[inline(always)]
 pub(crate) fn enter() -> Result<(), Counter> {
     let Some(gate) = gate() else { return Ok(()) };
+    if is_bypassed() {
+        return Err(Counter::DirectBypassed);
+    }
     // SAFETY: an entry of an array, which lives as long as its map. The daemon
     // writes while we read: either value will do.
     let (until, room) = unsafe { (read_volatile(addr_of!((*gate).until)), read_volatile(addr_of!((*gate).room))) };
@@ -34,8 +37,19 @@ pub(crate) fn enter() -> Result<(), Counter> {
 /// Whether what cannot be taken is refused.
 #[inline(always)]
 pub(crate) fn is_closed() -> bool {
+    flags() & Gate::CLOSED != 0
+}
+
+/// Whether the daemon is to be left aside.
+#[inline(always)]
+pub(crate) fn is_bypassed() -> bool {
+    flags() & Gate::BYPASSED != 0
+}
+
+#[inline(always)]
+fn flags() -> u64 {
     // SAFETY: as above.
-    gate().is_some_and(|gate| unsafe { read_volatile(addr_of!((*gate).closed)) } != 0)
+    gate().map_or(0, |gate| unsafe { read_volatile(addr_of!((*gate).flags)) })
 }
 
 #[inline(always)]

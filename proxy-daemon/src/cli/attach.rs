@@ -21,8 +21,11 @@ use super::{
 };
 use crate::{
     daemon::{Instance, Settings},
+    pods::{self, Account, Selection},
     process,
-    redirect::{self, Choice, Reach, RedirectError, Redirection, Target, find},
+    redirect::{
+        self, Choice, Listeners, Places, Reach, RedirectError, Redirection, Several, Target, Wanted, Watched, find,
+    },
     tls::Authority,
 };
 
@@ -42,6 +45,10 @@ pub(super) struct Args {
     /// The folder of the authority's certificate and key
     #[arg(long, value_name = "FOLDER", default_value = ca::DEFAULT_FOLDER)]
     ca_dir: PathBuf,
+
+    /// Whom the API server is asked as, for --pod: a folder with `token` and `ca.crt`
+    #[arg(long, value_name = "FOLDER", default_value = Account::FOLDER)]
+    service_account: PathBuf,
 
     #[command(flatten)]
     options: Options,
@@ -65,6 +72,14 @@ struct Which {
     /// This process and what it starts from now on
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
+
+    /// The pods of this node in a namespace (* for all), with these labels where any are given
+    ///
+    /// As in shop, shop/app=web,tier!=db or */retryscope=on; may be given more
+    /// than once. Pods that come later are picked up. For a DaemonSet, by the
+    /// word of the cluster's API server; deploy/kubernetes tells more.
+    #[arg(long = "pod", value_name = "NAMESPACE[/LABELS]", value_parser = Selection::parse)]
+    pods: Vec<Selection>,
 
     /// Every process in this network namespace but retryscope, by TPROXY: for a container that shares it
     #[arg(long)]
@@ -92,12 +107,16 @@ impl Which {
             let shown = format!("what arrives on {}", self.ingress.join(", "));
             return Ok((Reach::Ingress(self.ingress.clone()), shown));
         }
+        if !self.pods.is_empty() {
+            let shown = self.pods.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Ok((Reach::Target(Target::Several(Places::default())), format!("the pods {shown}")));
+        }
         let found = match (&self.unit, &self.container) {
             (Some(unit), _) => find::unit(unit)?,
             (None, Some(container)) => find::container_named(container)?,
             (None, None) => {
                 return Err(Failure::usage(
-                    "name a --unit, a --container, a --cgroup, a --pid, --netns or an --ingress",
+                    "name a --unit, a --container, a --cgroup, a --pid, a --pod, --netns or an --ingress",
                 ));
             }
         };
@@ -133,12 +152,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         false => Scene::set(wanted.choice != Choice::Ebpf, recorded)?,
     };
     process::raise_file_limit();
+    let account = match args.target.pods.as_slice() {
+        [] => None,
+        _ => Some(Account::find(&args.service_account, |name| std::env::var_os(name))?),
+    };
     if let Some(page) = &checked.page {
         page::tell(page);
     }
     let closed = (args.options.fail == Fail::Closed).then(|| place(&wanted.reach)).transpose()?;
     let settings = Settings {
         closed,
+        warden: None,
         ports: wanted.ports.clone(),
         rules: checked.rules,
         rule_settings: checked.rule_settings,
@@ -163,9 +187,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         host: None,
         control: None,
         earlier: None,
+        bypassed: false,
+        beacon: None,
     };
     let mut finished = runtime.block_on(async {
-        let redirect = Redirection::start(&wanted, scene.daemon())?;
+        let (redirect, several) = match account {
+            Some(_) => several(&wanted, &scene).map(|(redirect, several)| (redirect, Some(several)))?,
+            None => (Redirection::start(&wanted, scene.daemon())?, None),
+        };
         if let Some(told) = told(redirect.0.way()) {
             say(&told);
         }
@@ -174,7 +203,19 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
-        if let Reach::Target(target) = &wanted.reach {
+        // They end with the runtime.
+        let mut following = tokio::task::JoinSet::new();
+        if let (Some(several), Some(account)) = (several, account) {
+            let places = several.places().clone();
+            let (patterns, tasks) = pods::follow(account, &args.target.pods, several.redirect()).await?;
+            following.spawn(async move {
+                let _tasks = tasks;
+                if let Err(error) = several.follow(patterns).await {
+                    tracing::error!(%error, "pods that come are not noticed any more");
+                }
+            });
+            instance.look_around(Target::Several(places)).await;
+        } else if let Reach::Target(target) = &wanted.reach {
             instance.look_around(target.clone()).await;
         }
         say(&format!(
@@ -186,6 +227,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             Err(error) => say(&error.to_string()),
         })
         .await;
+        following.shutdown().await;
         let finish = instance.finish(DRAIN, wait(None, &signals, || ()));
         Ok::<_, Failure>(finish.await)
     })?;
@@ -204,6 +246,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(if holds { 0 } else { ASSERTION_FAILED }))
 }
 
+/// The kernel side for cgroups that come and go.
+fn several(wanted: &Wanted, scene: &Scene) -> Result<((Redirection, Listeners), Several), Failure> {
+    if wanted.choice == Choice::Tproxy {
+        return Err(RedirectError::NeedsEbpf.into());
+    }
+    let daemon = scene.daemon().ok_or(redirect::cgroup::CgroupError::NotMounted)?;
+    let watched = Watched { ports: wanted.ports.clone(), allow_quic: wanted.allow_quic };
+    let (several, listeners) = Several::load(&watched, wanted.fail, daemon)?;
+    Ok(((Arc::clone(several.redirect()).into(), listeners), several))
+}
+
 fn ports_in_words(ports: &[u16]) -> String {
     match ports {
         [] => "any port".into(),
@@ -216,6 +269,9 @@ fn place(reach: &Reach) -> Result<PathBuf, Failure> {
     Ok(match reach {
         Reach::Target(Target::Cgroup(path)) => path.clone(),
         Reach::Target(Target::Process { pid }) => redirect::cgroup::of_process(*pid)?,
+        Reach::Target(Target::Several(_)) => {
+            return Err(Failure::usage("--fail closed takes one target that stays: leave it out with --pod"));
+        }
         Reach::Namespace | Reach::Ingress(_) => return Err(RedirectError::NeedsEbpfToRefuse.into()),
     })
 }
@@ -240,7 +296,7 @@ fn directory(path: &Path) -> Result<PathBuf, Failure> {
 
 /// Until the time has passed, or somebody asks for the end. A hang-up that no
 /// terminal sent asks for the rule files to be read again.
-async fn wait(duration: Option<Duration>, signals: &Stream, reload: impl Fn()) {
+pub(super) async fn wait(duration: Option<Duration>, signals: &Stream, reload: impl Fn()) {
     let timer = async {
         match duration {
             Some(duration) => tokio::time::sleep(duration).await,

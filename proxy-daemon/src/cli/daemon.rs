@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -28,14 +28,15 @@ use super::{
 use crate::{
     config::{self, Config, File, Prepared},
     control::{self, Access},
-    daemon::{Earlier, Finished, Instance, Settings},
-    keeper::{self, KeeperError, Started, Targets},
+    daemon::{Earlier, Finished, Instance, Settings, StartError},
+    keeper::{self, KeeperError, Starting, Targets},
     process::{
         self, Role,
         confine::{self, ConfineError, Needs},
+        warden::{self, Warden},
     },
     redirect,
-    report::recording,
+    report::{own, recording},
     tls::Authority,
     view::page,
 };
@@ -52,6 +53,9 @@ pub(super) const DEFAULT_NAME: &str = "main";
 const SAVE: Duration = Duration::from_secs(60);
 /// How often the service manager is told what goes on.
 const STATUS: Duration = Duration::from_secs(10);
+/// How long whoever cleans up after an earlier daemon may take for its folder.
+const CLEANING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
 /// How long the data path may take to show that it lives.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -73,13 +77,13 @@ pub(super) struct Args {
     #[arg(long = "unit", value_name = "UNIT")]
     units: Vec<String>,
 
-    /// Watch this container instead, by its id; a pattern, may be given more than once
+    /// Watch this container instead, by its name or id; a pattern, may be given more than once
     #[arg(long = "container", value_name = "ID")]
     containers: Vec<String>,
 }
 
 /// A name that can be a folder's.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@\\:".contains(&byte);
     if text.is_empty() || text.starts_with('.') || text.len() > 200 || !text.bytes().all(legal) {
         return Err("use letters, digits, -, _, ., @ and \\".into());
@@ -110,18 +114,21 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let failed = |what: &str, error: std::io::Error| Failure::new(73, format!("cannot {what} ({error})"));
 
     let folder = config.runtime_dir.join(&args.name);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .map_err(|error| failed(&format!("make the folder {}", folder.display()), error))?;
     let lock = lock(&folder, &args.name)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
     let place = Place::take(&folder)?;
     process::raise_file_limit();
     // Accepts wait until the data path serves; nothing is attached before.
     let listeners = redirect::listeners()?;
-    let started = Started::start(
+    // What an instance before this one has left refuses connections until this
+    // one serves; or at once no longer, where nothing is to be refused.
+    let left = warden::left(Some(&args.name));
+    let closed = config.fail == config::Fail::Closed;
+    if !closed {
+        warden::end_all(&left);
+    }
+    let warden = closed.then(|| Warden::start(&args.name)).transpose().map_err(StartError::Warden)?;
+    let starting = Starting::start(
         &keeper::Start {
             config: path.clone(),
             targets: targets.clone(),
@@ -143,6 +150,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let page = prepared.page.map(super::page::open).transpose()?;
     let events = config::some_path(&config.events.file).map(|path| events(&file.resolve(path))).transpose()?;
     let recording = recording(&config.recording, &file)?;
+    // What takes a moment here as well, while the keeper loads.
+    warm_up();
+    let started = starting.loaded()?;
     let socket = folder.join(control::SOCKET);
     let control = control::bind_at(&socket)
         .map_err(|error| failed(&format!("open the control socket {}", socket.display()), error))?;
@@ -151,7 +161,6 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         .transpose()?;
 
     // The last that is done as root.
-    warm_up();
     let bpf = confine::wants_capability(|| started.try_use());
     let less = confine::confine(&Needs {
         role: Role::Server,
@@ -162,6 +171,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     })?;
     let certificate = started.authority.clone();
     let keeper_pid = started.pid;
+    let bypassed = state.as_ref().is_some_and(state::Kept::keeps_bypass);
+    if bypassed {
+        // Before anything is attached.
+        started.bypass()?;
+        tracing::warn!(
+            "bypassed, as it was before: new connections go direct, unobserved, until `retryscope bypass off`"
+        );
+    }
     let (keeper, signer, redirect, keepers_less) = started.run()?;
     for what in less.iter().chain(&keepers_less) {
         tracing::warn!("less is confined than could be: {what}");
@@ -179,11 +196,11 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let earlier = state.as_ref().and_then(state::Kept::read);
 
     let Prepared { changeable, rule_settings, upstream, statsd, otlp, .. } = prepared;
-    let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level));
+    let host = Arc::new(Host::new(file, targets, keeper, keeper_pid, key, level, state.clone()));
     let settings = Settings {
         ports: config.ports.clone(),
-        // What outlived this process would be ended by the service manager.
         closed: None,
+        warden: warden.map(|warden| (warden, bpf)),
         strict: config.strict,
         rules: changeable.rules,
         rule_settings,
@@ -207,6 +224,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         host: Some(Arc::clone(&host) as Arc<dyn control::Host>),
         control: Some((control, access)),
         earlier,
+        bypassed,
+        beacon: None,
     };
     let runtime = runtime()?;
     let place_of_page = settings.page.as_ref().map(page::Opened::place);
@@ -222,6 +241,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         let signals =
             signals.listen().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
         instance.serve();
+        if closed {
+            instance.relieve(&left);
+        }
         let serving = Serving { instance, host: &host, state, config: &config };
         Ok::<_, Failure>(serving.until_the_end(&signals).await)
     })?;
@@ -230,28 +252,53 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-/// One daemon of a name at a time: held as long as it runs.
-fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
+/// Makes the folder, for one daemon of a name at a time: held as long as it
+/// runs. Whoever cleans up after the last one may still be at it, and holds the
+/// same lock meanwhile.
+pub(super) fn lock(folder: &Path, name: &str) -> Result<fs::File, Failure> {
     let path = folder.join(control::PID);
     let failed = |error: std::io::Error| Failure::new(73, format!("cannot write {} ({error})", path.display()));
-    let mut file =
-        fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let pid = fs::read_to_string(&path).unwrap_or_default();
-            return Err(Failure::new(
-                69,
-                format!(
-                    "a daemon named `{name}` is running already (pid {}); stop it, or start this one with another --name",
-                    pid.trim()
-                ),
-            ));
+    let deadline = Instant::now() + CLEANING;
+    let mut file = loop {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(|error| Failure::new(73, format!("cannot make the folder {} ({error})", folder.display())))?;
+        let opened = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match opened {
+            // The folder has just gone.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && Instant::now() < deadline => continue,
+            opened => opened.map_err(failed)?,
+        };
+        match file.try_lock() {
+            Ok(()) if is_same(&file, &path) => break file,
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&path).unwrap_or_default();
+                if Path::new("/proc").join(pid.trim()).join("exe").exists() || Instant::now() >= deadline {
+                    return Err(Failure::new(
+                        69,
+                        format!(
+                            "a daemon named `{name}` is running already (pid {}); stop it, or start this one with another --name",
+                            pid.trim()
+                        ),
+                    ));
+                }
+                std::thread::sleep(LOOK);
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
-    }
+    };
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
+}
+
+/// What was opened is still what the path leads to.
+fn is_same(file: &fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path)) else { return false };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
 fn events(path: &Path) -> Result<fs::File, Failure> {
@@ -287,6 +334,7 @@ fn warm_up() {
     let _ = ("localhost", 0).to_socket_addrs();
     let mut random = [0; 1];
     let _ = aws_lc_rs::rand::fill(&mut random);
+    own::warm_up();
 }
 
 /// What the server has to read: who processes are and were, and how names
@@ -356,7 +404,11 @@ impl Serving<'_> {
         };
         let finished = instance.finish(config.drain.0, hurry).await;
         if let Some(state) = state {
-            state.write(&Earlier { ledger: finished.snapshot.fold(), refusals: finished.refusals.clone() });
+            state.write(&Earlier {
+                ledger: finished.snapshot.fold(),
+                refusals: finished.refusals.clone(),
+                lives: finished.lives,
+            });
         }
         farewell(&finished);
         code
@@ -394,7 +446,10 @@ impl Serving<'_> {
             many => format!("{many} cgroups are watched"),
         };
         let (attempts, retries) = (snapshot.totals.attempts, snapshot.totals.retries());
-        manager::tell(&[NotifyState::Status(&format!("{cgroups}; attempts {attempts}, of them retries {retries}"))]);
+        let bypassed = if self.instance.proxy().bypass.since().is_some() { "bypassed; " } else { "" };
+        manager::tell(&[NotifyState::Status(&format!(
+            "{bypassed}{cgroups}; attempts {attempts}, of them retries {retries}"
+        ))]);
     }
 
     fn save(&self) {

@@ -19,7 +19,8 @@ use crate::{
     control::{self, Client, Following, Told, Wanted},
     flow::filter::Filter,
     history::{AttemptEntry, MAX_LIMIT},
-    report::words::{duration, fit, plain},
+    report::words::{duration, plain},
+    view::words::{left, outcome as status, right},
 };
 
 /// How many are shown that have ended already, unless told otherwise.
@@ -336,35 +337,6 @@ impl Cells {
         let room = width.saturating_sub(others).max(LEAST);
         format!("{start} {} {end}", left(&self.what, room))
     }
-}
-
-/// Genuine and told, or how it failed.
-fn status(it: &AttemptEntry) -> String {
-    let genuine = match (it.status, it.failure.as_deref()) {
-        (Some(status), _) => status.to_string(),
-        (None, Some(failure)) => failure.to_owned(),
-        (None, None) => "-".to_owned(),
-    };
-    if it.rule.is_some() {
-        let told = it.abort.clone().or(it.told.map(|told| told.to_string())).unwrap_or_default();
-        return if told == genuine { genuine } else { format!("{genuine}→{told}") };
-    }
-    match (it.status, it.failure.as_deref()) {
-        (Some(_), Some(failure)) => format!("{genuine} {failure}"),
-        _ => genuine,
-    }
-}
-
-fn left(text: &str, columns: usize) -> String {
-    let text = fit(text, columns);
-    let pad = columns.saturating_sub(text.width());
-    format!("{text}{}", " ".repeat(pad))
-}
-
-fn right(text: &str, columns: usize) -> String {
-    let text = fit(text, columns);
-    let pad = columns.saturating_sub(text.width());
-    format!("{}{text}", " ".repeat(pad))
 }
 
 #[cfg(test)]

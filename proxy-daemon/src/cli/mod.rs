@@ -6,6 +6,7 @@
 //! system lacks, 70 a fault of our own, 73 a file that cannot be written, 77
 //! permission; `run` passes on its command's.
 mod attach;
+mod bypass;
 mod ca;
 mod config;
 mod daemon;
@@ -28,9 +29,11 @@ mod rules;
 mod run;
 mod save;
 mod scene;
+mod sidecar;
 mod signals;
 mod top;
 mod user;
+mod wait;
 
 use std::{
     ffi::OsString,
@@ -71,26 +74,37 @@ enum Command {
     /// Only connections made from now on are seen. The target has to trust the
     /// authority of `retryscope ca init`.
     Attach(attach::Args),
+    /// Watch everything in this network namespace, as a container beside an application's
+    ///
+    /// It makes an authority, and puts what an application needs to trust it
+    /// into a folder that both share. deploy/container tells more.
+    Sidecar(sidecar::Args),
+    /// Return once a daemon or sidecar is ready, or fail after a time
+    Wait(wait::Args),
     /// Do the same for months, from a configuration file
     ///
     /// What serves connections gives up every privilege once it has started.
     Daemon(daemon::Args),
     /// Have a daemon read its configuration again, without dropping a connection
     Reload(reload::Args),
+    /// Let connections go direct at once, and take that back: for when an application breaks
+    ///
+    /// What runs is left as it is, and so are connections under way.
+    Bypass(bypass::Args),
     /// Print the daemon's default configuration, or check one
     Config(config::Args),
     /// Make or show the authority that `attach` uses
     Ca(ca::Args),
     /// Show the report of a running instance, of a recording, or of a file; compare two
     Report(report::Args),
-    /// Print the address of a running instance's page, with the token that lets a browser in
-    Page(page::Args),
     /// Show what `--save` has recorded, a line for each attempt
     Show(recording::Args),
     /// Print an attempt as a command
     Export(export::Args),
     /// Send recorded requests again, and tell what is answered otherwise
     Replay(replay::Args),
+    /// Print the address of a running instance's page, with the token that lets a browser in
+    Page(page::Args),
     /// Show a running instance's attempts, a line for each as it ends
     Flows(flows::Args),
     /// Watch a running instance: processes, calls, what is held, rules
@@ -145,6 +159,7 @@ macro_rules! failure_from {
 
 failure_from!(
     crate::daemon::StartError,
+    crate::pods::ApiError,
     crate::redirect::RedirectError,
     crate::redirect::cgroup::CgroupError,
     crate::redirect::find::FindError,
@@ -173,8 +188,11 @@ pub fn main() -> ExitCode {
         [hidden] if hidden == janitor::JANITOR => {
             return janitor::main(crate::redirect::sweep, |recording| drop(crate::report::recording::mend(recording)));
         }
-        [hidden] if hidden == warden::WARDEN => {
-            return warden::main(|gate| redirect::shut(gate).map_err(|error| error.to_string()));
+        [hidden, ..] if hidden == warden::WARDEN => {
+            return warden::main(|gate| {
+                let shut = redirect::shutter(gate).map_err(|error| error.to_string())?;
+                Ok(move || shut().map_err(|error| error.to_string()))
+            });
         }
         [hidden] if hidden == keeper::KEEPER => return keeper::main(),
         _ => {}
@@ -194,15 +212,18 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Attach(args) => attach::run(&args),
+        Command::Sidecar(args) => sidecar::run(&args),
+        Command::Wait(args) => wait::run(&args),
         Command::Daemon(args) => daemon::run(args),
         Command::Reload(args) => reload::run(&args),
+        Command::Bypass(args) => bypass::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Page(args) => page::run(&args),
         Command::Show(args) => recording::show(&args),
         Command::Export(args) => export::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Rules(args) => rules::run(args),

@@ -335,6 +335,11 @@ impl Options {
         }
     }
 
+    /// Authorities besides the system's.
+    pub(super) fn upstream_ca(&self) -> &[PathBuf] {
+        &self.upstream_ca
+    }
+
     /// The latest attempts have to be kept for the report.
     pub(super) fn wants_timeline(&self) -> bool {
         self.report == Form::Html

@@ -5,14 +5,22 @@
 //! started the daemon by hand, one is made, and goes away with it.
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::Failure;
 use crate::{
-    process::janitor::{Chores, Janitor},
+    control,
+    process::{
+        janitor::{Chores, Janitor},
+        warden,
+    },
     redirect::cgroup,
 };
+
+/// How long an earlier daemon's other processes may take to end.
+const ENDING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 pub(super) struct Place {
@@ -26,20 +34,25 @@ impl Place {
         let home = cgroup::own()?;
         let me = std::process::id();
         let top = cgroup::Mount::find()?.point().to_owned();
-        if home != top && cgroup::processes(&home).is_ok_and(|there| there == [me]) {
+        if home != top && is_alone(&home, me) {
             return Ok(Self { cgroup: home, janitor: None });
         }
         let name = format!("retryscope-{me}");
         let mut cgroup = home.join(&name);
-        if let Err(error) = cgroup::create(&cgroup) {
+        if let Err(error) = cgroup::create_own(&cgroup) {
             let above = top.join(&name);
-            if above == cgroup || cgroup::create(&above).is_err() {
+            if above == cgroup || cgroup::create_own(&above).is_err() {
                 return Err(error.into());
             }
             cgroup = above;
         }
-        let chores =
-            Chores { target: None, cgroups: vec![cgroup.clone()], folder: Some(folder.into()), ..Chores::default() };
+        let chores = Chores {
+            target: None,
+            cgroups: vec![cgroup.clone()],
+            folder: Some(folder.into()),
+            lock: Some(folder.join(control::PID)),
+            ..Chores::default()
+        };
         let janitor = match Janitor::start(&chores) {
             Ok(janitor) => janitor,
             Err(error) => {
@@ -54,6 +67,30 @@ impl Place {
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
     }
+}
+
+/// Whether nobody else is in the cgroup that could open a socket there. What
+/// an earlier daemon has left there to refuse connections opens none; and its
+/// other parts, which end with it, are waited for.
+fn is_alone(cgroup: &Path, me: u32) -> bool {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let Ok(mut others) = cgroup::processes(cgroup) else { return false };
+        others.retain(|pid| *pid != me && !warden::is_left(pid.cast_signed(), None));
+        if others.is_empty() {
+            return true;
+        }
+        if !others.iter().all(|pid| is_part(*pid)) || Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A process that is part of a daemon, or has just ended.
+fn is_part(pid: u32) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return true };
+    line.is_empty() || line.starts_with(b"retryscope\0__")
 }
 
 impl Drop for Place {

@@ -212,6 +212,7 @@ impl Job {
             let settings = Settings {
                 ports: options.ports(),
                 closed: (options.fail == Fail::Closed).then(|| scene.target().map(Into::into)).flatten(),
+                warden: None,
                 rules: checked.rules,
                 rule_settings: checked.rule_settings,
                 rule_files: checked.rule_files,
@@ -235,6 +236,8 @@ impl Job {
                 host: None,
                 control: None,
                 earlier: None,
+                bypassed: false,
+                beacon: None,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))
@@ -403,7 +406,7 @@ fn hosts_file(mappings: &[Mapping], known: &str) -> String {
     text
 }
 
-fn nonce() -> [u8; NONCE] {
+pub(super) fn nonce() -> [u8; NONCE] {
     use std::hash::BuildHasher;
     let word = || std::hash::RandomState::new().hash_one(0).to_le_bytes();
     let mut nonce = [0; NONCE];

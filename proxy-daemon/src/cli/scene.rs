@@ -64,6 +64,7 @@ impl Scene {
             target: Some(cgroups.target.clone()),
             cgroups: vec![cgroups.target.clone(), cgroups.daemon.clone(), cgroups.base.clone()],
             folder: Some(folder.clone()),
+            lock: None,
             routes,
             recording,
         };
@@ -141,9 +142,9 @@ impl Cgroups {
         let home = cgroup::own()?;
         let name = format!("{PREFIX}{}", std::process::id());
         let mut base = home.join(&name);
-        if let Err(error) = cgroup::create(&base) {
+        if let Err(error) = cgroup::create_own(&base) {
             let top = cgroup::Mount::find()?.point().join(&name);
-            if top == base || cgroup::create(&top).is_err() {
+            if top == base || cgroup::create_own(&top).is_err() {
                 return Err(error);
             }
             base = top;

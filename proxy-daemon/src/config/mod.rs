@@ -51,8 +51,8 @@ table! {
         /// Never leave a client alone that refuses the certificate: it fails each time.
         strict: bool = false => default "false";
         /// What becomes of connections that the daemon cannot carry, because it is stalled or out of room:
-        /// open (they go direct) or closed (they are refused). Should it die, they go direct in any case,
-        /// until the service manager has started it again.
+        /// open (they go direct) or closed (they are refused, also once it has died, until it is started
+        /// again or stopped in order, or `retryscope bypass` is typed).
         fail: Fail = Fail::Open => default "\"open\"";
         /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it.
         allow_quic: bool = false => default "false";
@@ -93,8 +93,9 @@ table! {
         cgroups: Vec<String> = Vec::new() => example "[\"/batch.slice/**\"]";
         /// By the name of the systemd unit (a service, scope, socket or slice); * stands for any characters.
         units: Vec<String> = Vec::new() => example "[\"worker@*.service\"]";
-        /// By the container's id or its beginning; * stands for any characters.
-        containers: Vec<String> = Vec::new() => example "[\"3f4a*\"]";
+        /// By the container's name (Kubernetes: NAMESPACE/POD/CONTAINER), or by its id or how that begins;
+        /// * stands for any characters. Names are known of engines that root runs.
+        containers: Vec<String> = Vec::new() => example "[\"web-*\", \"3f4a\"]";
     }
 }
 

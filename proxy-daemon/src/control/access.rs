@@ -62,7 +62,7 @@ pub(super) async fn authorise(
     let what = if changes { "change anything here" } else { "see anything here" };
     let group = if changes { "admins" } else { "readers" };
     let error = format!(
-        "you may not {what}; type the same with sudo, or have the group named by `{group}` in [control] of the daemon's configuration"
+        "you may not {what}; type the same with sudo, or have the group named by `{group}` in [control] of the daemon's configuration (of a sidecar: --{group})"
     );
     refused(axum::http::StatusCode::FORBIDDEN, &error)
 }

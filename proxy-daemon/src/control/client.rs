@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use crate::report::Report;
 
 use super::{
-    About, Added, Changed, DAEMONS, FOLDER, NewRule, PID, PageAddress, Privileges, Refused, Reloaded, RulesView,
-    SOCKET, Switch,
+    About, Added, BypassWish, Changed, DAEMONS, FOLDER, NewRule, PID, PageAddress, Privileges, Refused, Reloaded,
+    RulesView, SOCKET, Switch,
 };
 
 /// An instance that answers does so at once.
@@ -103,8 +103,18 @@ pub fn all() -> Result<Vec<Client>, ClientError> {
 
 /// The daemon of this name.
 pub fn named(name: &str) -> Result<Client, ClientError> {
-    let socket = Path::new(DAEMONS).join(name).join(SOCKET);
+    let socket = socket(name);
     if socket.exists() { Ok(Client(socket)) } else { Err(ClientError::NoDaemon(name.to_owned())) }
+}
+
+/// The socket of a daemon of this name, whether there is one or not.
+pub fn socket(name: &str) -> PathBuf {
+    Path::new(DAEMONS).join(name).join(SOCKET)
+}
+
+/// Whatever listens there.
+pub fn at(socket: PathBuf) -> Client {
+    Client(socket)
 }
 
 /// The socket of the instance that is meant: the only one, or the named one.
@@ -129,6 +139,11 @@ pub struct Client(pub(super) PathBuf);
 impl Client {
     pub async fn about(&self) -> Result<About, ClientError> {
         self.call(Method::GET, "/v1/instance", None::<&()>).await
+    }
+
+    /// As [`about`](Self::about), once connections are served.
+    pub async fn ready(&self, patience: Duration) -> Result<About, ClientError> {
+        self.call_for(patience, Method::GET, "/v1/ready", None::<&()>).await
     }
 
     /// The report so far.
@@ -163,6 +178,11 @@ impl Client {
         self.call_for(RELOAD_PATIENCE, Method::POST, "/v1/reload", None::<&()>).await
     }
 
+    /// What it then tells of itself.
+    pub async fn bypass(&self, wish: BypassWish) -> Result<About, ClientError> {
+        self.call(Method::PUT, "/v1/bypass", Some(&wish)).await
+    }
+
     /// Where the page is, with its token.
     pub async fn page(&self) -> Result<PageAddress, ClientError> {
         self.call(Method::POST, "/v1/page", None::<&()>).await
@@ -195,7 +215,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         match tokio::time::timeout(patience, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Broken(format!("no answer within {} s", patience.as_secs()))),
+            Err(_) => Err(ClientError::Broken(format!("no answer within {:.1} s", patience.as_secs_f64()))),
         }
     }
 

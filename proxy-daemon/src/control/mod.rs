@@ -15,6 +15,7 @@ mod watch;
 
 use std::{
     fmt, fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use access::Access;
-pub use client::{Client, ClientError, FollowingHeld, all, find, named};
+pub use client::{Client, ClientError, FollowingHeld, all, at, find, named, socket};
 pub use held::{
     Act, Body, HeldInFull, HeldList, HeldView, HoldAt, HoldEvent, InterceptView, Intercepts, Message, NewIntercept,
     Over, Released, Skipped, Verdict, Withdrawn,
@@ -35,9 +36,12 @@ pub use watch::{Following, Told, Wanted};
 use crate::{
     flow::Moment,
     history::History,
-    process::confine,
-    proxy::{Account, Gate},
-    report::{self, Meta, Report, Said, differences},
+    process::{confine, launch::NONCE},
+    proxy::{Account, Bypass, Counted, Gate, Load, Proxy},
+    report::{
+        self, Meta, Report, Said, differences,
+        own::{Gate as GateState, Lives, Own},
+    },
     rules::{RuleErrors, RuleSet, RuleStatus, Source},
 };
 
@@ -62,6 +66,47 @@ pub struct About {
     /// What a daemon watches at the moment.
     #[serde(default)]
     pub targets: Vec<String>,
+    /// Present where new connections go direct.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bypassed: Option<Bypassed>,
+    /// Connections are redirected, and served.
+    #[serde(default)]
+    pub ready: bool,
+    /// Where everybody can see that their connections are redirected.
+    #[serde(default)]
+    pub beacon: Option<Shown>,
+}
+
+/// Of an instance that is bypassed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Bypassed {
+    /// As RFC 3339 has it.
+    pub since: String,
+    /// A restart does not end it.
+    pub kept: bool,
+}
+
+/// What is to become of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BypassWish {
+    pub bypassed: bool,
+    /// Those under way are to leave, too.
+    #[serde(default)]
+    pub now: bool,
+    /// Also after a restart.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// What tells whoever connects to an address that its connections are
+/// redirected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Shown {
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// What is answered there, byte by byte.
+    #[schema(value_type = Vec<u8>)]
+    pub nonce: [u8; NONCE],
 }
 
 /// What a daemon adds.
@@ -74,6 +119,12 @@ pub trait Host: fmt::Debug + Send + Sync {
     fn keeper(&self) -> u32;
     /// The authority's key.
     fn key(&self) -> &Path;
+    /// Has a bypass outlive a restart, or no longer.
+    fn keep_bypass(&self, keep: bool) -> Result<(), String>;
+    /// Whether one would.
+    fn keeps_bypass(&self) -> bool;
+    /// Whether the last reload was taken, if there was one.
+    fn reloaded(&self) -> Option<bool>;
 }
 
 /// What a reload came to.
@@ -235,6 +286,17 @@ pub struct Offer {
     pub help: String,
 }
 
+/// What the data path has to do.
+pub trait Work: fmt::Debug + Send + Sync {
+    fn told(&self) -> (Load, Counted);
+}
+
+impl Work for Proxy {
+    fn told(&self) -> (Load, Counted) {
+        (self.capacity.load(), self.counters.read())
+    }
+}
+
 /// What the API works on.
 #[derive(Debug)]
 pub struct Controlled {
@@ -242,11 +304,17 @@ pub struct Controlled {
     /// Ended attempts.
     pub history: Arc<History>,
     pub gate: Arc<dyn Gate>,
+    pub bypass: Arc<Bypass>,
+    pub work: Arc<dyn Work>,
+    /// Told where it is known.
+    pub lives: Option<Lives>,
     /// Rule files, in their order; read again by a reload.
     pub files: Vec<PathBuf>,
     pub about: About,
     pub ports: Vec<u16>,
     pub host: Option<Arc<dyn Host>>,
+    /// Turns true when connections are served.
+    pub ready: tokio::sync::watch::Sender<bool>,
     /// The page's address with its token.
     pub page: Option<Secret>,
 }
@@ -296,7 +364,28 @@ impl Controlled {
 
     fn about(&self) -> About {
         let targets = self.host.as_ref().map(|host| host.targets()).unwrap_or_default();
-        About { targets, ..self.about.clone() }
+        let bypassed = self.bypass.since().map(|since| Bypassed {
+            since: humantime::format_rfc3339_seconds(self.account.clock.wall(since)).to_string(),
+            kept: self.host.as_ref().is_some_and(|host| host.keeps_bypass()),
+        });
+        About { targets, bypassed, ready: *self.ready.borrow(), ..self.about.clone() }
+    }
+
+    /// Does what is wished, or nothing of it.
+    fn switch_bypass(&self, wish: BypassWish) -> Result<About, String> {
+        match &self.host {
+            // What is taken back must not come again, and what cannot be kept
+            // is not begun.
+            Some(host) => host.keep_bypass(wish.bypassed && wish.keep)?,
+            None if wish.keep => {
+                return Err("this instance ends with its command or by a signal, and so does a bypass; \
+                            only a daemon's can be kept over a restart"
+                    .into());
+            }
+            None => {}
+        }
+        self.bypass.switch(wish.bypassed, wish.now).map_err(|error| error.to_string())?;
+        Ok(self.about())
     }
 
     /// Tries what the process that serves connections must not be able to do.
@@ -311,6 +400,27 @@ impl Controlled {
         Privileges { processes, attempts: attempts.collect() }
     }
 
+    /// What the instance tells of itself, for metrics.
+    fn own(&self) -> Own {
+        let (load, counted) = self.work.told();
+        let bypassed = self.bypass.since().is_some();
+        Own {
+            gate: match load.room {
+                _ if bypassed => GateState::Bypassed,
+                0 => GateState::Full,
+                _ => GateState::Open,
+            },
+            load,
+            strays: counted.strays,
+            accept_failures: counted.accept_failures,
+            feed_dropped: self.account.feed.dropped(),
+            targets: self.host.as_ref().map(|host| host.targets().len() as u64),
+            reload: self.host.as_ref().and_then(|host| host.reloaded()),
+            keeper: self.host.as_ref().map(|host| host.keeper()),
+            lives: self.lives,
+        }
+    }
+
     /// The report of the instance as it stands.
     fn report(&self) -> Report {
         let account = &self.account;
@@ -319,6 +429,9 @@ impl Controlled {
         let mut notes = vec![format!("The report so far: the instance with pid {} is running.", self.about.pid)];
         let counters = self.gate.counters();
         notes.extend(counters.sentences());
+        if self.bypass.since().is_some() {
+            notes.push("It is bypassed at the moment: new connections go direct, unobserved.".into());
+        }
         notes.extend(account.rules.state().stopped.map(|why| format!("Rules stopped acting: {why}.")));
         report::build(
             &snapshot,

@@ -11,7 +11,10 @@ use axum::{Router, extract::State, http::header, response::IntoResponse, routing
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::Controlled;
-use crate::report::metrics::{self, Metrics};
+use crate::report::{
+    metrics::{self, Metrics},
+    own,
+};
 
 struct Scraped {
     controlled: Arc<Controlled>,
@@ -24,7 +27,7 @@ pub struct MetricsServer(JoinHandle<()>);
 
 impl MetricsServer {
     pub fn start(listener: TcpListener, controlled: Arc<Controlled>) -> Self {
-        let scraped = Arc::new(Scraped { controlled, metrics: Mutex::default() });
+        let scraped = Arc::new(Scraped { controlled, metrics: Mutex::new(Metrics::here()) });
         let router = Router::new().route("/metrics", get(scrape)).with_state(scraped);
         Self(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
@@ -46,7 +49,11 @@ async fn scrape(State(it): State<Arc<Scraped>>) -> impl IntoResponse {
     // One scrape after the other: each takes what has been added.
     let mut metrics = it.metrics.lock().unwrap_or_else(PoisonError::into_inner);
     let snapshot = account.ledger().snapshot(now);
-    let text = metrics.scrape(&snapshot, &account.rules.list(), &it.controlled.gate.counters());
+    let mut families = metrics.collect(&snapshot, &account.rules.list(), &it.controlled.gate.counters());
+    drop(snapshot);
+    // Files of /proc: a moment.
+    families.extend(own::families(&it.controlled.own()));
+    let text = metrics::text(&families);
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 

@@ -51,6 +51,15 @@ impl KeeperError {
     }
 }
 
+/// A keeper that is loading.
+#[derive(Debug)]
+pub struct Starting {
+    child: Child,
+    channel: Channel,
+    signing: Channel,
+    fail: Fail,
+}
+
 /// A keeper that has loaded everything and attached nothing yet.
 #[derive(Debug)]
 pub struct Started {
@@ -91,8 +100,9 @@ enum Reply {
 #[derive(Debug)]
 pub struct Authorised(Mutex<Channel>);
 
-impl Started {
-    /// Starts the keeper; `listeners` are where connects are diverted to.
+impl Starting {
+    /// Starts the keeper; `listeners` are where connects are diverted to. It
+    /// takes a moment to load, in which there is other work.
     pub fn start(start: &Start, listeners: &Listeners, fail: Fail) -> Result<Self, KeeperError> {
         let (mut channel, theirs) = Channel::pair().map_err(KeeperError::Start)?;
         let (signing, signer) = Channel::pair().map_err(KeeperError::Start)?;
@@ -110,22 +120,35 @@ impl Started {
         let mut descriptors = vec![signer.as_fd(), listeners.v4.as_fd()];
         descriptors.extend(listeners.v6.as_ref().map(AsFd::as_fd));
         channel.send(start, &descriptors).map_err(KeeperError::Start)?;
+        Ok(Self { child, channel, signing, fail })
+    }
+
+    /// Waits until it has loaded.
+    pub fn loaded(self) -> Result<Started, KeeperError> {
+        let Self { child, mut channel, signing, fail } = self;
         match channel.receive::<Said>().map_err(KeeperError::Start)? {
             Some((Said::Started { authority, pid }, maps)) => {
                 let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
                     return Err(KeeperError::Gone);
                 };
                 let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, networks: None, gate }, fail)?;
-                Ok(Self { child, channel, signing, pid, authority, redirect })
+                Ok(Started { child, channel, signing, pid, authority, redirect })
             }
             Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),
             _ => Err(KeeperError::Gone),
         }
     }
+}
 
+impl Started {
     /// Whether maps can be used by who calls this.
     pub fn try_use(&self) -> bool {
         self.redirect.is_usable()
+    }
+
+    /// Lets everything go direct that will be attached.
+    pub fn bypass(&self) -> Result<(), KeeperError> {
+        Ok(self.redirect.bypass(true)?)
     }
 
     /// Takes over what is attached at the start; from here on cgroups come and

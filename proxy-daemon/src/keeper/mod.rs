@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{Answer, Authorised, Keeper, KeeperError, Started};
+pub use client::{Answer, Authorised, Keeper, KeeperError, Started, Starting};
 pub use serve::main;
 
 /// The hidden first argument that makes this binary the keeper.

@@ -18,7 +18,7 @@ use super::{Request, Said, Start, Targets, attaching::Attaching};
 use crate::{
     config::File,
     process::{
-        Role,
+        Engines, Role,
         channel::Channel,
         confine::{self, Needs},
         release_memory,
@@ -113,6 +113,8 @@ fn readable(config: &Path, rule_files: &[PathBuf], cgroups: &Path) -> Vec<PathBu
     let mut folders: Vec<PathBuf> = rule_files.iter().filter_map(|path| folder(path)).collect();
     folders.extend(folder(config));
     folders.extend([cgroups.to_owned(), "/proc".into()]);
+    // What containers are called.
+    folders.extend(Engines::default().folders());
     folders
 }
 

@@ -19,6 +19,8 @@ pub enum Role {
     Server,
     /// Keeps the authority's key and the loaded programs.
     Keeper,
+    /// Outlives the server, to refuse connects.
+    Warden,
 }
 
 /// Of both: memory, threads, time, descriptors that are open, reading files.
@@ -134,6 +136,9 @@ const OLDER_SERVER: &[libc::c_long] = &[];
 /// Of the keeper: cgroups that come and go.
 const KEEPER: &[libc::c_long] = &[libc::SYS_getsockopt, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch];
 
+/// Of the warden: it ends the one before it.
+const WARDEN: &[libc::c_long] = &[libc::SYS_pidfd_send_signal];
+
 /// linux/bpf.h
 const MAP_LOOKUP: u64 = 1;
 const MAP_UPDATE: u64 = 2;
@@ -154,6 +159,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     let own = match role {
         Role::Server => [SERVER, OLDER_SERVER],
         Role::Keeper => [KEEPER, &[]],
+        Role::Warden => [WARDEN, &[]],
     };
     let mut rules: Rules =
         COMMON.iter().chain(OLDER).chain(own.into_iter().flatten()).map(|call| (*call, Vec::new())).collect();
@@ -175,7 +181,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS].map(|what| equal(1, what).map(|it| vec![it]));
     only(libc::SYS_ioctl, controls.into_iter().collect::<Result<_, _>>()?)?;
     let used: &[u64] = match role {
-        Role::Server => &[MAP_LOOKUP, MAP_UPDATE],
+        Role::Server | Role::Warden => &[MAP_LOOKUP, MAP_UPDATE],
         Role::Keeper => &[LINK_CREATE],
     };
     only(libc::SYS_bpf, used.iter().map(|what| equal(0, *what).map(|it| vec![it])).collect::<Result<_, _>>()?)?;

@@ -136,8 +136,10 @@ fn files(needs: &Needs) -> Result<RulesetStatus, landlock::RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::BindTcp)?
-        .scope(Scope::Signal)?;
+        .handle_access(AccessNet::BindTcp)?;
+    if needs.role != Role::Warden {
+        ruleset = ruleset.scope(Scope::Signal)?;
+    }
     // The service manager may be reached by an abstract socket.
     let abstract_manager =
         std::env::var_os("NOTIFY_SOCKET").is_some_and(|name| name.as_encoded_bytes().starts_with(b"@"));

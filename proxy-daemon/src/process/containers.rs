@@ -72,6 +72,18 @@ impl Engines {
             .or_else(|| listed(self.nerdctl()))
     }
 
+    /// Where all of that is, of root's own engines; for whoever may read no
+    /// other files.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = ["etc/docker", "etc/containers", "var/lib/nerdctl", "var/log/containers"]
+            .map(|folder| self.root.join(folder))
+            .to_vec();
+        folders.extend(self.docker(&[]));
+        folders.extend(self.podman(&[]).iter().filter_map(|file| Some(file.parent()?.to_owned())));
+        folders.push(self.root.join("var/lib/containers/storage"));
+        folders
+    }
+
     /// A folder for each container, by its id.
     fn docker(&self, users: &[u32]) -> Vec<PathBuf> {
         #[derive(Deserialize)]
@@ -151,6 +163,14 @@ impl Engines {
     fn within(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
+}
+
+/// Namespace, pod and container, where the name of a container is the
+/// kubelet's.
+pub fn in_pod(name: &str) -> Option<[&str; 3]> {
+    let mut parts = name.split('/');
+    let found = [parts.next()?, parts.next()?, parts.next()?];
+    (parts.next().is_none() && found.iter().all(|part| !part.is_empty())).then_some(found)
 }
 
 /// Names that were asked for before.
@@ -263,6 +283,8 @@ mod tests {
             assert_eq!(engines.name(id, None).as_deref(), Some(name));
         }
         assert_eq!(engines.name(&id("9"), None), None);
+        assert_eq!(in_pod("shop/web-1/app"), Some(["shop", "web-1", "app"]));
+        assert_eq!(["web", "a/b", "a//b", "a/b/c/d"].map(in_pod), [None; 4]);
     }
 
     #[test]

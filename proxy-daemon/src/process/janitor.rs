@@ -36,6 +36,9 @@ pub struct Chores {
     pub cgroups: Vec<PathBuf>,
     /// The folder that the target's trust variables point into.
     pub folder: Option<PathBuf>,
+    /// A file in it: whoever has it locked has the folder, and keeps it.
+    #[serde(default)]
+    pub lock: Option<PathBuf>,
     /// Routes that a killed daemon leaves are to be removed.
     #[serde(default)]
     pub routes: bool,
@@ -138,7 +141,10 @@ fn clean(chores: &Chores) -> bool {
         wait_empty(cgroup);
         clean &= gone(remove(cgroup));
     }
-    if let Some(folder) = &chores.folder {
+    // Held until the folder is gone.
+    let lock = chores.lock.as_ref().map(fs::File::open);
+    let taken = matches!(&lock, Some(Ok(lock)) if lock.try_lock().is_err());
+    if let Some(folder) = chores.folder.as_ref().filter(|_| !taken) {
         clean &= gone(fs::remove_dir_all(folder));
     }
     clean

@@ -209,29 +209,34 @@ fn prepare(spec: &Spec) -> Result<(), Refusal> {
         .map_err(|error| refuse(70, format!("cannot unblock signals: {error}")))
 }
 
-/// Proves that a connection from here is redirected, and that it cannot tell.
+/// As [`probed`], for a command that is not started where it fails.
 pub fn probe(address: SocketAddr, nonce: &[u8]) -> Result<(), Refusal> {
-    let failed = |what: String| {
+    probed(address, nonce, PROBE).map_err(|what| {
         refuse(
             69,
             format!(
                 "redirection does not work here: {what}; the command was not started (`retryscope doctor` tells what is missing)"
             ),
         )
-    };
-    let mut stream = TcpStream::connect_timeout(&address, PROBE)
-        .map_err(|error| failed(format!("a test connection to {address} failed ({error})")))?;
-    let there = stream.peer_addr().map_err(|error| failed(format!("the test connection has no peer ({error})")))?;
+    })
+}
+
+/// Proves that a connection from here is redirected, and that it cannot tell;
+/// else says what is wrong.
+pub fn probed(address: SocketAddr, nonce: &[u8], patience: Duration) -> Result<(), String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)
+        .map_err(|error| format!("a test connection to {address} failed ({error})"))?;
+    let there = stream.peer_addr().map_err(|error| format!("the test connection has no peer ({error})"))?;
     let mut said = [0; NONCE];
     stream
-        .set_read_timeout(Some(PROBE))
+        .set_read_timeout(Some(patience))
         .and_then(|()| stream.read_exact(&mut said))
-        .map_err(|error| failed(format!("nobody answered a test connection to {address} ({error})")))?;
+        .map_err(|error| format!("nobody answered a test connection to {address} ({error})"))?;
     if said != *nonce {
-        return Err(failed(format!("a test connection to {address} reached another program")));
+        return Err(format!("a test connection to {address} reached another program"));
     }
     if there != address {
-        return Err(failed(format!("a test connection to {address} sees its peer as {there}")));
+        return Err(format!("a test connection to {address} sees its peer as {there}"));
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 pub use calls::Role;
 pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
-pub use containers::{Engines, Named};
+pub use containers::{Engines, Named, in_pod};
 pub use peer::peer_groups;
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;

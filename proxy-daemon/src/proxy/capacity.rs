@@ -37,6 +37,23 @@ pub struct Capacity {
     open: AtomicU64,
     /// The system was out of descriptors or memory since it was last asked.
     exhausted: AtomicBool,
+    /// As of when the kernel was last told: the room, and who waited to be
+    /// accepted.
+    told: AtomicU64,
+    waiting: AtomicU64,
+}
+
+/// What the kernel was last told, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Connections under way.
+    pub open: u64,
+    /// As many as there may be.
+    pub most: u64,
+    /// How many more there was room for.
+    pub room: u64,
+    /// How many waited to be accepted.
+    pub waiting: u64,
 }
 
 /// A connection under way.
@@ -54,7 +71,13 @@ impl Capacity {
     fn of(files: u64) -> Self {
         let reserved = if files > 4 * RESERVED_OF_MANY { RESERVED_OF_MANY } else { RESERVED };
         let most = (files.saturating_sub(reserved) / EACH).max(1);
-        Self { most, open: AtomicU64::new(0), exhausted: AtomicBool::new(false) }
+        Self {
+            most,
+            open: AtomicU64::new(0),
+            exhausted: AtomicBool::new(false),
+            told: AtomicU64::new(most),
+            waiting: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn enter(&self) -> Place<'_> {
@@ -74,7 +97,15 @@ impl Capacity {
             let free = u64::from(most.saturating_sub(queued));
             (waiting + u64::from(queued), places.min(free))
         });
-        self.room_with(waiting, places)
+        let room = self.room_with(waiting, places);
+        self.told.store(room, Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
+        room
+    }
+
+    pub fn load(&self) -> Load {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Load { open: of(&self.open), most: self.most, room: of(&self.told), waiting: of(&self.waiting) }
     }
 
     fn room_with(&self, waiting: u64, places: u64) -> u64 {

@@ -71,6 +71,9 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, mut client: TcpStream, drain: watc
         tracing::debug!("closed a connection that no redirect explains");
         return failure::reset_on_close(&client);
     };
+    if let Some(beacon) = proxy.beacon.as_ref().filter(|beacon| beacon.address == redirected.origin) {
+        return beacon.answer(client).await;
+    }
     // It would come from us, and not from whoever it is.
     if proxy.leads_to_page(redirected.origin) {
         tracing::debug!("closed a connection that was on its way to the page");

@@ -17,6 +17,8 @@ pub struct Feed {
     /// Somebody listens: without, an attempt costs one load.
     heard: AtomicBool,
     subscribers: Mutex<Vec<Subscriber>>,
+    /// Of all that there ever were.
+    dropped: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl Feed {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 subscriber.dropped.fetch_add(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
@@ -62,6 +65,11 @@ impl Feed {
         if subscribers.is_empty() {
             self.heard.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// What watchers had no room for, all of them together.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// No more will come: subscribers end once they have read what they have.
@@ -117,6 +125,7 @@ mod tests {
             got[1] += 1;
         }
         assert_eq!((got, wide.dropped(), narrow.dropped()), ([5, 2], 0, 3));
+        assert_eq!(feed.dropped(), 3);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! fails on one side fails in kind on the other; no time-out of ours can be
 //! felt by a client whose upstream has none.
 mod answers;
+mod beacon;
+mod bypass;
 mod capacity;
 mod connection;
 mod doors;
@@ -41,7 +43,9 @@ use tokio::{
 };
 
 pub use answers::{Answered, Answers};
-pub use capacity::{BELIEF, Capacity, PULSE};
+pub use beacon::Beacon;
+pub use bypass::Bypass;
+pub use capacity::{BELIEF, Capacity, Load, PULSE};
 use doors::Doors;
 pub use exchange::Account;
 pub use feed::{Feed, Subscription};
@@ -76,6 +80,9 @@ pub struct Proxy {
     pub answers: Option<Arc<Answers>>,
     pub counters: Counters,
     pub capacity: Capacity,
+    pub bypass: Arc<Bypass>,
+    /// Where everybody's connections are redirected, what shows it.
+    pub beacon: Option<Beacon>,
     /// Where the page is served, which is not to be had by way of us.
     pub page: Option<SocketAddr>,
 }
@@ -136,16 +143,17 @@ impl Proxy {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
                 _ = drain.wait_for(|draining| *draining) => break,
             };
-            self.spawn(&mut connections, &drain, accepted).await;
+            self.spawn(&mut connections, accepted).await;
         }
+        self.bypass.leaving.for_good();
         // What was redirected before the detach may still be on its way.
         loop {
             tokio::select! {
                 biased;
                 () = async { drop(cut.wait_for(|cut| *cut).await) } => break,
-                accepted = v4.accept() => self.spawn(&mut connections, &drain, accepted).await,
-                accepted = accept(v6.as_ref()) => self.spawn(&mut connections, &drain, accepted).await,
-                accepted = doors.accept() => self.spawn(&mut connections, &drain, accepted).await,
+                accepted = v4.accept() => self.spawn(&mut connections, accepted).await,
+                accepted = accept(v6.as_ref()) => self.spawn(&mut connections, accepted).await,
+                accepted = doors.accept() => self.spawn(&mut connections, accepted).await,
                 ended = connections.join_next() => if ended.is_none() { return },
             }
         }
@@ -163,16 +171,15 @@ impl Proxy {
     async fn spawn(
         self: &Arc<Self>,
         connections: &mut JoinSet<()>,
-        drain: &watch::Receiver<bool>,
         accepted: io::Result<(TcpStream, std::net::SocketAddr)>,
     ) {
         match accepted {
             Ok((client, _)) => {
                 let proxy = Arc::clone(self);
-                let drain = drain.clone();
+                let leave = self.bypass.leaving.notice();
                 connections.spawn(async move {
                     let _place = proxy.capacity.enter();
-                    connection::serve(&proxy, client, drain).await;
+                    connection::serve(&proxy, client, leave).await;
                 });
             }
             Err(error) => {

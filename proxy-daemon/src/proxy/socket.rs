@@ -21,6 +21,9 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
 
     /// Marks a socket as ours before it connects.
     fn exempt(&self, socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Lets every new connection of the target go direct, or no longer.
+    fn bypass(&self, on: bool) -> io::Result<()>;
 }
 
 /// Connects past the redirect: to an upstream, or to where traces go. From the

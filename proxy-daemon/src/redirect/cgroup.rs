@@ -151,6 +151,18 @@ pub fn create(cgroup: &Path) -> Result<(), CgroupError> {
     fs::create_dir(cgroup).map_err(|cause| io_error("making the cgroup", cgroup, cause))
 }
 
+/// As [`create`], for a name that is this process's alone (by its pid): what an
+/// earlier process of that pid has left is taken away first, if it is empty.
+pub fn create_own(cgroup: &Path) -> Result<(), CgroupError> {
+    match create(cgroup) {
+        Err(CgroupError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => {
+            remove(cgroup)?;
+            create(cgroup)
+        }
+        made => made,
+    }
+}
+
 /// Moves a process, all its threads, into a cgroup. Only sockets that it opens
 /// from then on belong there.
 pub fn join(cgroup: &Path, pid: u32) -> Result<(), CgroupError> {

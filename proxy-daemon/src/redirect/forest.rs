@@ -12,6 +12,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -23,6 +24,7 @@ use super::{
     Patterns,
     cgroup::{CgroupError, Mount},
 };
+use crate::process::Engines;
 
 /// How many cgroups are looked at.
 const MAX_SEEN: usize = 32_768;
@@ -31,6 +33,10 @@ const MAX_TARGETS: usize = 2_048;
 /// How deep they may lie; the kernel's own default bound is far above it, and
 /// real ones far below.
 const MAX_DEPTH: usize = 64;
+/// How many containers' names are remembered.
+const MAX_NAMES: usize = 4_096;
+/// How soon a container that has no name is asked for again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The cgroup hierarchy, watched.
 #[derive(Debug)]
@@ -38,6 +44,40 @@ pub struct Forest {
     mount: Mount,
     news: Inotify,
     watched: HashMap<PathBuf, WatchDescriptor>,
+    names: Names,
+}
+
+/// What containers are called, as far as was asked.
+#[derive(Debug, Default)]
+struct Names {
+    engines: Engines,
+    known: HashMap<String, Option<String>>,
+    /// When those without a name were last looked up: an engine may name one
+    /// only once it runs.
+    asked: Option<Instant>,
+}
+
+impl Names {
+    /// Before a look around.
+    fn begin(&mut self) {
+        if self.asked.is_none_or(|asked| asked.elapsed() >= AGAIN) {
+            self.known.retain(|_, name| name.is_some());
+            self.asked = Some(Instant::now());
+        }
+        // Those that are gone are asked for anew should they come back.
+        if self.known.len() > MAX_NAMES {
+            self.known.clear();
+        }
+    }
+
+    fn of(&mut self, id: &str) -> Option<String> {
+        if let Some(known) = self.known.get(id) {
+            return known.clone();
+        }
+        let name = self.engines.name(id, None);
+        self.known.insert(id.to_owned(), name.clone());
+        name
+    }
 }
 
 /// What a look around has found.
@@ -58,7 +98,7 @@ impl Forest {
             path: mount.point().into(),
             cause: error.into(),
         })?;
-        Ok(Self { mount, news, watched: HashMap::new() })
+        Ok(Self { mount, news, watched: HashMap::new(), names: Names::default() })
     }
 
     /// Readable when something has changed; [`Forest::hear`] empties it.
@@ -87,6 +127,7 @@ impl Forest {
             }
             return found;
         }
+        self.names.begin();
         let mut seen = HashMap::new();
         let mut next = vec![(self.mount.point().to_owned(), String::from("/"), 0)];
         while let Some((directory, path, depth)) = next.pop() {
@@ -94,7 +135,7 @@ impl Forest {
                 found.cut = true;
                 continue;
             }
-            if patterns.matches(&path) {
+            if patterns.matches(&path, |id| self.names.of(id)) {
                 if let Ok(about) = fs::metadata(&directory) {
                     found.targets.insert(about.ino(), directory);
                 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
 use retryscope_ebpf::Gate as Entry;
 
@@ -26,6 +26,9 @@ pub(super) struct Gate {
     map: Array<MapData, Entry>,
     descriptor: OwnedFd,
     fail: Fail,
+    bypassed: bool,
+    /// As it was last said: until when, and how much room.
+    last: (u64, i64),
 }
 
 /// From loading to the first accept.
@@ -35,7 +38,7 @@ impl Gate {
     pub(super) fn new(map: OwnedFd, fail: Fail) -> Result<Self, RedirectError> {
         let failed = |error: std::io::Error| RedirectError::of("opening the maps", &error);
         let descriptor = map.try_clone().map_err(failed)?;
-        Ok(Self { map: opened(map)?, descriptor, fail })
+        Ok(Self { map: opened(map)?, descriptor, fail, bypassed: false, last: (0, 0) })
     }
 
     /// Lets everything in until this process begins to say what it can take.
@@ -51,23 +54,50 @@ impl Gate {
         self.set(nanos(until), i64::try_from(room).unwrap_or(i64::MAX));
     }
 
+    /// From now on every connect goes direct; or no longer. Nothing else
+    /// changes.
+    pub(super) fn bypass(&mut self, on: bool) -> Result<(), RedirectError> {
+        self.bypassed = on;
+        let (until, room) = self.last;
+        self.try_set(until, room).map_err(|error| RedirectError::of("setting the kernel's gate", &error))
+    }
+
     fn set(&mut self, until: u64, room: i64) {
-        let entry = Entry { until, room, closed: u64::from(self.fail == Fail::Closed) };
         // An entry of an array is always there to be written.
-        if let Err(error) = self.map.set(0, entry, 0) {
+        if let Err(error) = self.try_set(until, room) {
             tracing::error!(%error, "the kernel's gate cannot be set");
         }
     }
 
+    fn try_set(&mut self, until: u64, room: i64) -> Result<(), MapError> {
+        let closed = if self.fail == Fail::Closed { Entry::CLOSED } else { 0 };
+        let bypassed = if self.bypassed { Entry::BYPASSED } else { 0 };
+        self.last = (until, room);
+        self.map.set(0, Entry { until, room, flags: closed | bypassed }, 0)
+    }
+
+    fn is_bypassed(&self) -> bool {
+        self.map.get(&0, 0).is_ok_and(|entry| entry.flags & Entry::BYPASSED != 0)
+    }
     pub(super) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
 /// Nobody answers any more, and connects are refused: for a process that has
-/// outlived the one that did.
-pub fn shut(map: OwnedFd) -> Result<(), RedirectError> {
-    Gate::new(map, Fail::Closed).map(|mut gate| gate.set(0, 0))
+/// outlived the one that did. False where it had been bypassed: then they are
+/// to go direct, and nothing is done.
+///
+/// The map is opened at once, and the gate shut when that is called.
+pub fn shutter(map: OwnedFd) -> Result<impl FnOnce() -> Result<bool, RedirectError>, RedirectError> {
+    let mut gate = Gate::new(map, Fail::Closed)?;
+    Ok(move || {
+        if gate.is_bypassed() {
+            return Ok(false);
+        }
+        gate.try_set(0, 0).map_err(|error| RedirectError::of("setting the kernel's gate", &error))?;
+        Ok(true)
+    })
 }
 
 /// CLOCK_MONOTONIC, which the kernel side reads as well.

@@ -27,6 +27,7 @@ mod network;
 mod pattern;
 mod probe;
 mod remembered;
+mod several;
 mod tally;
 mod tproxy;
 mod tree;
@@ -38,7 +39,7 @@ pub mod find;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
@@ -48,20 +49,28 @@ use std::{
 use aya::maps::{Map, MapData, MapError, PerCpuArray, SkStorage};
 use retryscope_ebpf::Record;
 
-use crate::process::{CommandLine, Memory, Owner, ProcessKey, warden::Warden};
+use crate::process::{
+    CommandLine, Memory, Owner, ProcessKey,
+    warden::{Post, Warden},
+};
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
 pub use error::RedirectError;
 pub use forest::{Forest, Found};
 use gate::Gate;
-pub use gate::{Fail, shut};
+pub use gate::{Fail, shutter};
 pub use listen::{Listeners, queue};
 pub use network::{Door, Network, Pending};
 pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
+pub use several::{Places, Several};
 pub use tally::Counters;
 pub use tproxy::sweep;
 pub use ways::{Choice, Reach, Redirection, Wanted, Way};
+
+/// A loopback address that hardly anybody serves: connections to it tell whether
+/// redirection works, and are nobody's else.
+pub const BEACON: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 /// Whose connects are redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +80,8 @@ pub enum Target {
     /// A process, its children as of now, and all they start from now on, as
     /// long as they stay in its cgroup; nothing else in that cgroup.
     Process { pid: u32 },
+    /// Every process in cgroups that come and go, attached by [`Several`].
+    Several(Places),
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +163,7 @@ impl Redirect {
         let target = match &options.target {
             Target::Cgroup(path) => path.clone(),
             Target::Process { pid } => cgroup::of_process(*pid)?,
+            Target::Several(_) => return Err(RedirectError::NeedsEbpf),
         };
         load::open(&target)?;
         let by_process = matches!(options.target, Target::Process { .. });
@@ -177,9 +189,15 @@ impl Redirect {
         places.insert(1, attachment);
         let redirect = Self::new(attacher.maps()?, options.fail)?;
         redirect.attached().places = places;
-        let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
-        redirect.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        redirect.own_ports(&listeners)?;
         Ok((redirect, listeners))
+    }
+
+    /// No listener elsewhere may have the ports of these.
+    fn own_ports(&self, listeners: &Listeners) -> Result<(), RedirectError> {
+        let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
+        self.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        Ok(())
     }
 
     /// With the maps of a kernel side that was loaded elsewhere, and nothing
@@ -198,19 +216,29 @@ impl Redirect {
     }
 
     /// Lets another process hold on to what is attached, so that the target's
-    /// connects are refused should this one end before its time. `ports` and
-    /// `target` are for what it then says.
-    pub fn guard(&self, listeners: &Listeners, ports: &[u16], target: &str, cgroup: &Path) -> io::Result<()> {
+    /// connects are refused should this one end before its time.
+    pub fn guard(&self, mut by: Warden, listeners: &Listeners, post: &Post<'_>) -> io::Result<()> {
         let attached = self.attached();
         let mut warden = self.warden();
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let listening: Vec<_> =
             [Some(listeners.v4.as_fd()), listeners.v6.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
-        let started = warden.insert(Warden::start(gate.descriptor(), &listening, ports, target, cgroup)?);
+        by.begin(gate.descriptor(), &listening, post)?;
         for (number, place) in &attached.places {
-            started.hold(*number, &place.descriptors())?;
+            by.hold(*number, &place.descriptors())?;
         }
+        *warden = Some(by);
         Ok(())
+    }
+
+    /// The wardens that earlier instances have left are no longer needed: what
+    /// they refuse comes here.
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        if let Some(warden) = self.warden().as_mut()
+            && let Err(error) = warden.relieve(left)
+        {
+            tracing::error!(%error, "what an earlier instance has left goes on refusing connections; end it by hand");
+        }
     }
 
     fn warden(&self) -> MutexGuard<'_, Option<Warden>> {
@@ -220,6 +248,12 @@ impl Redirect {
     /// This process answers for so long, and has room for so many connects.
     pub fn renew(&self, time: Duration, room: u64) {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner).renew(time, room);
+    }
+
+    /// From now on every new connect goes direct, also with `Fail::Closed`; or
+    /// no longer. What is attached stays, and so does what is under way.
+    pub fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).bypass(on)
     }
 
     /// Takes over what was attached, under a number of its own; what has this

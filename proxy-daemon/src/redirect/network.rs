@@ -268,6 +268,7 @@ pub(super) fn processes(target: &Target) -> Vec<u32> {
     match target {
         Target::Cgroup(path) => below(path),
         Target::Process { pid } => descendants(*pid),
+        Target::Several(places) => places.list().iter().flat_map(|path| below(path)).collect(),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Counters {
     pub direct_stalled: u64,
     /// Direct: this process had no room for it.
     pub direct_no_room: u64,
+    /// Direct: it was asked for, by `retryscope bypass`.
+    pub direct_bypassed: u64,
     /// Refused by `--fail closed`.
     pub blocked: u64,
     /// TPROXY: connections that were open before, and too many to be left
@@ -62,6 +64,7 @@ impl Counters {
             process_not_tracked: less(self.process_not_tracked, earlier.process_not_tracked),
             direct_stalled: less(self.direct_stalled, earlier.direct_stalled),
             direct_no_room: less(self.direct_no_room, earlier.direct_no_room),
+            direct_bypassed: less(self.direct_bypassed, earlier.direct_bypassed),
             blocked: less(self.blocked, earlier.blocked),
             broken_before: self.broken_before,
             told_by_cgroup: less(self.told_by_cgroup, earlier.told_by_cgroup),
@@ -88,6 +91,7 @@ impl Counters {
                 self.direct_no_room,
                 "retryscope had no room for more (its accept queue or its limit of open files, `ulimit -n`, was used up)",
             ),
+            (self.direct_bypassed, "retryscope was bypassed"),
         ];
         let mut sentences: Vec<String> = direct
             .iter()
@@ -143,6 +147,7 @@ pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
         process_not_tracked: of(Counter::ProcessNotTracked),
         direct_stalled: of(Counter::DirectStalled),
         direct_no_room: of(Counter::DirectNoRoom),
+        direct_bypassed: of(Counter::DirectBypassed),
         blocked: of(Counter::Blocked),
         ..Counters::default()
     }

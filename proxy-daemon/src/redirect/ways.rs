@@ -3,13 +3,22 @@
 //! In: what is wanted ([`Wanted`]). Out: a [`Redirection`] in force, which
 //! looks the same from above whichever way it goes, and says which it is and
 //! why.
-use std::{io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Counters, Door, Fail, Listeners, Network, Options, Pending, Redirect, RedirectError, Redirected, Target,
     tproxy::{self, Tproxy},
 };
-use crate::process::{CommandLine, Memory, Owner};
+use crate::process::{
+    CommandLine, Memory, Owner,
+    warden::{Post, Warden},
+};
 
 /// The way that was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,7 +126,7 @@ impl Redirection {
         }
         let reach = match &wanted.reach {
             Reach::Target(Target::Cgroup(path)) => tproxy::Reach::Cgroup(path),
-            Reach::Target(Target::Process { .. }) => return Err(RedirectError::NeedsEbpf),
+            Reach::Target(Target::Process { .. } | Target::Several(_)) => return Err(RedirectError::NeedsEbpf),
             Reach::Namespace => tproxy::Reach::Namespace,
             Reach::Ingress(interfaces) => tproxy::Reach::Ingress(interfaces),
         };
@@ -180,10 +189,18 @@ impl Redirection {
     }
 
     /// As [`Redirect::guard`]; TPROXY has nothing to hold on to.
-    pub fn guard(&self, listeners: &Listeners, ports: &[u16], target: &str, cgroup: &Path) -> io::Result<()> {
+    pub fn guard(&self, by: Warden, listeners: &Listeners, post: &Post<'_>) -> io::Result<()> {
         match &self.by {
-            By::Ebpf(redirect) => redirect.guard(listeners, ports, target, cgroup),
+            By::Ebpf(redirect) => redirect.guard(by, listeners, post),
             By::Tproxy(_) => Ok(()),
+        }
+    }
+
+    /// As [`Redirect::relieve`].
+    pub fn relieve(&self, left: &[OwnedFd]) {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.relieve(left),
+            By::Tproxy(_) => {}
         }
     }
 
@@ -192,6 +209,15 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.renew(time, room),
             By::Tproxy(tproxy) => tproxy.renew(room),
+        }
+    }
+
+    /// From now on every new connect goes direct; or no longer. Connections
+    /// already here go on.
+    pub fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        match &self.by {
+            By::Ebpf(redirect) => redirect.bypass(on),
+            By::Tproxy(tproxy) => tproxy.bypass(on),
         }
     }
 

@@ -39,6 +39,7 @@ const KINDS: &[&str] = &[
     "failure",
     "quic-refused",
     "blocked",
+    "bypassed",
     "cut",
     "other",
 ];
@@ -90,6 +91,14 @@ pub fn differences(redirect: &Counters, hurried: bool) -> Vec<DifferenceEntry> {
             if blocked == 1 { "1 connection was".to_owned() } else { format!("{} connections were", number(blocked)) }
         );
         found.push(DifferenceEntry::new("blocked", "", blocked, text));
+    }
+    let bypassed = redirect.direct_bypassed;
+    if bypassed > 0 {
+        let text = format!(
+            "{} direct while retryscope was bypassed; what the report says is of the others.",
+            count(bypassed, "connection went", "connections went")
+        );
+        found.push(DifferenceEntry::new("bypassed", "", bypassed, text));
     }
     let lost = redirect.handover_failed;
     if lost > 0 {

@@ -18,7 +18,7 @@ use prometheus::{
 };
 
 use crate::{
-    process::{container, unit},
+    process::{container, in_pod, unit},
     redirect::Counters,
     retry::{Class, OperationName, ProcessShare, Snapshot, Tally},
     rules::RuleStatus,
@@ -37,7 +37,29 @@ const OTHER: &str = "(other)";
 struct Owner {
     comm: String,
     unit: String,
+    /// Of a pod its name, else its id.
     container: String,
+    pod: String,
+    namespace: String,
+}
+
+/// The pod that all of it is in, where this is a sidecar: the pod is told so.
+#[derive(Clone, Debug, Default)]
+struct Here {
+    namespace: String,
+    pod: String,
+    container: String,
+}
+
+impl Here {
+    fn find() -> Self {
+        let get = |name| std::env::var(name).unwrap_or_default();
+        Self {
+            namespace: get("RETRYSCOPE_NAMESPACE"),
+            pod: get("RETRYSCOPE_POD"),
+            container: get("RETRYSCOPE_CONTAINER"),
+        }
+    }
 }
 
 /// What a row is for; the empty operation stands for the process as a whole.
@@ -236,15 +258,19 @@ pub struct Metrics {
     /// Rows that had to be folded.
     folded: f64,
     given_up: BTreeMap<Owner, f64>,
+    here: Here,
 }
 
 impl Metrics {
+    /// With the labels of the pod that this is in, if the environment tells.
+    pub fn here() -> Self {
+        Self { here: Here::find(), ..Self::default() }
+    }
+
     /// The text of one scrape.
+    #[cfg(test)]
     pub fn scrape(&mut self, snapshot: &Snapshot, rules: &[RuleStatus], redirect: &Counters) -> String {
-        let mut text = Vec::new();
-        // Into memory nothing fails but a family without rows, and none is.
-        let _ = TextEncoder::new().encode(&self.collect(snapshot, rules, redirect), &mut text);
-        String::from_utf8_lossy(&text).into_owned()
+        text(&self.collect(snapshot, rules, redirect))
     }
 
     /// Every family that has rows.
@@ -263,7 +289,7 @@ impl Metrics {
         self.given_up.clear();
         let (mut unaccounted, mut unaccounted_whole) = (Counts::of(&snapshot.totals), Whole::default());
         for share in &snapshot.processes {
-            let owner = owner(share);
+            let owner = owner(share, &self.here);
             *self.given_up.entry(owner.clone()).or_default() += share.tally.give_ups as f64;
             let key = share.serial;
             let now = Whole::of(share);
@@ -413,11 +439,20 @@ impl Metrics {
     }
 }
 
+/// Families as Prometheus reads them; each has rows.
+pub fn text(families: &[MetricFamily]) -> String {
+    let mut text = Vec::new();
+    // Into memory nothing fails but a family without rows, and none is.
+    let _ = TextEncoder::new().encode(families, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Connections that did not come here.
 fn ways(redirect: &Counters) -> Vec<MetricFamily> {
     let mut families = Vec::new();
     let direct = [
         ("bound_device", redirect.direct_bound_device),
+        ("bypassed", redirect.direct_bypassed),
         ("link_local", redirect.direct_link_local),
         ("no_listener", redirect.direct_no_listener),
         ("no_record", redirect.direct_no_record),
@@ -442,14 +477,21 @@ fn other() -> Row {
     Row { owner, service: String::new(), operation: OTHER.to_owned() }
 }
 
-fn owner(share: &ProcessShare) -> Owner {
+fn owner(share: &ProcessShare, here: &Here) -> Owner {
     let facts = share.process.facts();
     let cgroup = facts.cgroup.as_deref();
     let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
-    Owner { comm: facts.comm.clone(), unit: text(cgroup.and_then(unit)), container: text(cgroup.and_then(container)) }
+    let (comm, unit) = (facts.comm.clone(), text(cgroup.and_then(unit)));
+    if let Some([namespace, pod, container]) = facts.container_name.as_deref().and_then(in_pod) {
+        let [namespace, pod, container] = [namespace, pod, container].map(str::to_owned);
+        return Owner { comm, unit, container, pod, namespace };
+    }
+    let container = cgroup.and_then(container).filter(|_| here.container.is_empty()).unwrap_or(&here.container);
+    let (pod, namespace) = (here.pod.clone(), here.namespace.clone());
+    Owner { comm, unit, container: container.to_owned(), pod, namespace }
 }
 
-fn pair(name: &str, value: &str) -> LabelPair {
+pub(super) fn pair(name: &str, value: &str) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
@@ -458,7 +500,9 @@ fn pair(name: &str, value: &str) -> LabelPair {
 
 fn owner_labels(owner: &Owner, more: &[(&str, &str)]) -> Vec<LabelPair> {
     let own = [("command", &*owner.comm), ("container", &owner.container), ("unit", &owner.unit)];
-    own.iter().chain(more).map(|(name, value)| pair(name, value)).collect()
+    // Outside of pods nobody expects them.
+    let pods = [("namespace", &*owner.namespace), ("pod", &owner.pod)].into_iter().filter(|(_, name)| !name.is_empty());
+    own.into_iter().chain(pods).chain(more.iter().copied()).map(|(name, value)| pair(name, value)).collect()
 }
 
 fn row_labels(row: &Row, more: &[(&str, &str)]) -> Vec<LabelPair> {
@@ -467,7 +511,7 @@ fn row_labels(row: &Row, more: &[(&str, &str)]) -> Vec<LabelPair> {
     labels
 }
 
-fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
+pub(super) fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut counter = Counter::default();
     counter.set_value(value);
     let mut metric = Metric::from_label(labels);
@@ -475,7 +519,7 @@ fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
     metric
 }
 
-fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
+pub(super) fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut gauge = Gauge::default();
     gauge.set_value(value);
     let mut metric = Metric::from_label(labels);
@@ -484,7 +528,7 @@ fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
 }
 
 /// Rows of a family that was begun before are added to it.
-fn extend(families: &mut Vec<MetricFamily>, name: &str, help: &str, kind: MetricType, rows: Vec<Metric>) {
+pub(super) fn extend(families: &mut Vec<MetricFamily>, name: &str, help: &str, kind: MetricType, rows: Vec<Metric>) {
     if let Some(known) = families.iter_mut().find(|family| family.name() == name) {
         known.mut_metric().extend(rows);
         return;
@@ -570,6 +614,38 @@ mod tests {
         enter(Moment(10), Moment(20));
         let text = enter(Moment(5), Moment(30));
         assert_eq!((sum(&text, "retryscope_calls_total"), sum(&text, "retryscope_processes_total")), (2.0, 1.0));
+    }
+
+    #[test]
+    fn pods_have_their_names() {
+        let name = |name: Option<&str>, here: &Here| {
+            let id = "ab".repeat(32);
+            let facts = Facts {
+                comm: "app".into(),
+                cgroup: Some(format!("/kubepods/pod1/{id}")),
+                container_name: name.map(str::to_owned),
+                ..Facts::default()
+            };
+            let mut ledger = Ledger::new(Limits::default(), Moment(0));
+            let process = Arc::new(Process::new(ProcessKey { pid: 1, start_ticks: 1 }, 1, 0, facts));
+            ledger.begin(&process, &Hint::default(), "", Moment(1));
+            let mut attempt = flow::filter::tests::attempt();
+            attempt.process = Arc::clone(&process);
+            ledger.finish(&attempt);
+            let owner = owner(&ledger.snapshot(Moment(2)).processes[0], here);
+            let labels = owner_labels(&owner, &[]);
+            let labels = labels.iter().map(|pair| format!("{}={}", pair.name(), pair.value()));
+            labels.collect::<Vec<_>>().join(" ").replace(&id, "ID")
+        };
+        let here = Here { namespace: "shop".into(), pod: "web-2".into(), container: String::new() };
+        assert_eq!(name(None, &Here::default()), "command=app container=ID unit=");
+        assert_eq!(
+            name(Some("shop/web-1/app"), &Here::default()),
+            "command=app container=app unit= namespace=shop pod=web-1"
+        );
+        assert_eq!(name(None, &here), "command=app container=ID unit= namespace=shop pod=web-2");
+        let here = Here { container: "app".into(), ..here };
+        assert_eq!(name(None, &here), "command=app container=app unit= namespace=shop pod=web-2");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod fidelity;
 mod html;
 pub mod metrics;
 pub mod otlp;
+pub mod own;
 pub mod recorded;
 pub mod recording;
 mod said;

@@ -67,6 +67,23 @@ impl Authority {
         Self::make("retryscope for one command", &[], SystemTime::now(), IN_MEMORY)
     }
 
+    /// The same for a program that runs for months, limited to domains as
+    /// [`Authority::init`] says.
+    pub fn in_memory_for(permitted_domains: &[String]) -> Result<Self, TlsError> {
+        Self::make("retryscope authority", permitted_domains, SystemTime::now(), ON_DISK)
+    }
+
+    /// Reads the pair in `folder`, or makes one there.
+    pub fn kept_in(folder: &Path, permitted_domains: &[String]) -> Result<Self, TlsError> {
+        if folder.join(CERTIFICATE_FILE).symlink_metadata().is_err() {
+            // A key without its certificate is of no use to anyone: whoever
+            // wrote it was stopped in between.
+            fs::remove_file(folder.join(KEY_FILE)).ok();
+            Self::init(folder, permitted_domains)?;
+        }
+        Self::load_from(folder)
+    }
+
     /// Reads a pair of files. The key is refused where anyone but its owner
     /// can read it, or where the owner is neither this user nor root.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {

@@ -32,7 +32,7 @@ pub use server::{Servers, is_broken_off, refused_by_client, shows_certificate};
 pub use show::show;
 pub use signer::RemoteKey;
 pub use system::bundles;
-pub use trust::{Bind, TrustInput, TrustPlan, prepare};
+pub use trust::{Bind, TrustInput, TrustPlan, prepare, share};
 pub use upstream::{
     Asked, CertificateRequest, Identity, Upstream, alert_record, beyond, explain, is_distrust, is_raised_here,
     mirror_alert,

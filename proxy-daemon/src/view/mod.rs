@@ -1,10 +1,10 @@
 //! What people watch: clients of the local API, and nothing else.
 //!
 //! In: what the API answers, and keys. Out: a terminal that shows it
-//! ([`top`]); a held message in an editor ([`edit`]); a page for a browser
-//! ([`page`]). What is shown comes from both ends of strangers'
-//! connections: nothing of it reaches the terminal
-//! unescaped ([`words`]), and in the page it is text.
+//! ([`top`]); a held message in an editor ([`edit`]); a page that is served
+//! beside the API ([`page`]). What is shown comes from both ends of strangers'
+//! connections: nothing of it reaches the terminal unescaped ([`words`]), and
+//! on the page it is text.
 pub(crate) mod edit;
 pub mod page;
 pub mod top;

@@ -41,5 +41,7 @@ while not ended.is_set():
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"
         connection = None
+        # What is refused at once is not asked for thousands of times a second.
+        ended.wait(0.02)
     row["ended"] = time.monotonic()
     print(json.dumps(row), flush=True)

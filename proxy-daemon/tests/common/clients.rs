@@ -13,7 +13,7 @@ use super::Running;
 
 #[path = "../../../xtask/src/packages.rs"]
 mod packages;
-use packages::{API, CLIENTS, MATRIX, OLD_CLIENTS, OTLP, READERS, SUITES};
+use packages::{API, CLIENTS, KUBERNETES, MATRIX, OLD_CLIENTS, OTLP, READERS, SUITES};
 
 pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -140,6 +140,23 @@ pub fn suites_python() -> PathBuf {
 #[track_caller]
 pub fn readers_python() -> PathBuf {
     venv("RETRYSCOPE_TEST_READERS_VENV", "readers", READERS)
+}
+
+/// Python with the schemas of Kubernetes.
+#[track_caller]
+pub fn kubernetes_python() -> PathBuf {
+    venv("RETRYSCOPE_TEST_KUBERNETES_VENV", "kubernetes", KUBERNETES)
+}
+
+/// A folder with `kubectl`, and the schemas of what the operator of Prometheus
+/// adds to Kubernetes in `node_modules`.
+#[track_caller]
+pub fn kubernetes_tools() -> PathBuf {
+    let folder = std::env::var_os("RETRYSCOPE_TEST_KUBERNETES_TOOLS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| target().join("node/kubernetes"));
+    let kubectl = folder.join("kubectl");
+    assert!(kubectl.is_file(), "there is no {}: `cargo xtask test` makes it", kubectl.display());
+    folder
 }
 
 /// The sources of a Python package, from the package index; fetched once.

@@ -37,6 +37,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod servers;
+pub mod steady;
 pub mod tmux;
 pub mod upstream;
 pub mod wire;

@@ -25,33 +25,71 @@ pub struct Container {
     pub id: String,
     /// Of its first process, as seen out here.
     pub pid: i32,
-    dir: TempDir,
+    engine: Engine,
+}
+
+/// podman, with settings that fit a machine without systemd.
+pub struct Engine(TempDir);
+
+impl Engine {
+    #[track_caller]
+    pub fn new() -> Self {
+        clients::need("crun", "crun");
+        let dir = tempfile::Builder::new().prefix("retryscope-test-podman-").tempdir().expect("a temporary folder");
+        std::fs::write(dir.path().join("containers.conf"), SETTINGS).expect("the settings");
+        Self(dir)
+    }
+
+    /// `podman`, to be given its words.
+    pub fn podman(&self) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", UNIFIED, "sh", "env"]);
+        command.arg(format!("CONTAINERS_CONF={}", self.0.path().join("containers.conf").display()));
+        command.arg(clients::need("podman", "podman"));
+        command
+    }
+
+    /// A name that no other container has, nor had.
+    pub fn name(prefix: &str) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        format!("{prefix}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Limits of a container's processes: who may not raise limits cannot have
+    /// podman's own.
+    pub fn limits() -> Vec<String> {
+        let limits = [
+            ("memlock", Resource::RLIMIT_MEMLOCK, 8 << 20),
+            ("nofile", Resource::RLIMIT_NOFILE, 4096),
+            ("nproc", Resource::RLIMIT_NPROC, 4096),
+        ];
+        let limit = |(name, resource, most)| {
+            let hard = getrlimit(resource).expect("a limit").1.min(most);
+            ["--ulimit".to_owned(), format!("{name}={hard}:{hard}")]
+        };
+        limits.into_iter().flat_map(limit).collect()
+    }
+
+    /// Removes a container, running or not.
+    pub fn remove(&self, name: &str) {
+        let removed = self.podman().args(["rm", "--force", "--time", "0", name]).output();
+        if !removed.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("left behind: the container {name} ({removed:?})");
+        }
+    }
 }
 
 impl Container {
     /// Runs a command in a container named `PREFIX-…`.
     #[track_caller]
     pub fn start(prefix: &str, command: &[&str]) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        clients::need("crun", "crun");
-        let name = format!("{prefix}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix("retryscope-test-podman-").tempdir().expect("a temporary folder");
-        std::fs::write(dir.path().join("containers.conf"), SETTINGS).expect("the settings");
-        let mut container = Self { name, id: String::new(), pid: 0, dir };
-        // Who may not raise limits cannot have podman's own.
-        let limits = [
-            ("memlock", Resource::RLIMIT_MEMLOCK, 8 << 20),
-            ("nofile", Resource::RLIMIT_NOFILE, 4096),
-            ("nproc", Resource::RLIMIT_NPROC, 4096),
-        ];
+        let name = Engine::name(prefix);
+        let mut container = Self { name, id: String::new(), pid: 0, engine: Engine::new() };
         let mut run = container.podman();
         // Privileged: without a filter for devices, for which crun needs more
         // locked memory than it may get.
         run.args(["run", "--detach", "--network=none", "--privileged", "--name", &container.name]);
-        for (name, resource, most) in limits {
-            let hard = getrlimit(resource).expect("a limit").1.min(most);
-            run.arg("--ulimit").arg(format!("{name}={hard}:{hard}"));
-        }
+        run.args(Engine::limits());
         run.args(["--rootfs", "/:O"]).args(command);
         clients::bare(&mut run).finish(SOON * 3).ok();
         let told = container.ask(["inspect", "--format", "{{.Id}} {{.State.Pid}}", &container.name]);
@@ -61,11 +99,7 @@ impl Container {
     }
 
     fn podman(&self) -> Command {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", UNIFIED, "sh", "env"]);
-        command.arg(format!("CONTAINERS_CONF={}", self.dir.path().join("containers.conf").display()));
-        command.arg(clients::need("podman", "podman"));
-        command
+        self.engine.podman()
     }
 
     #[track_caller]
@@ -95,10 +129,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let removed = self.podman().args(["rm", "--force", "--time", "0", &self.name]).output();
-        if !removed.as_ref().is_ok_and(|output| output.status.success()) {
-            eprintln!("left behind: the container {} ({removed:?})", self.name);
-        }
+        self.engine.remove(&self.name);
         // podman makes it and leaves it; others may be using it.
         let _ = std::fs::remove_dir(cgroup::mount().join("libpod_parent"));
     }

@@ -94,8 +94,12 @@ impl Pane<'_> {
     /// A press of the mouse's button at a column and a row, from 1, as a
     /// terminal tells of it.
     pub fn clicks(&self, column: usize, row: usize) {
-        let bytes = format!("\x1b[<0;{column};{row}M\x1b[<0;{column};{row}m");
-        let bytes: Vec<String> = bytes.bytes().map(|byte| format!("{byte:02x}")).collect();
+        self.presses(format!("\x1b[<0;{column};{row}M\x1b[<0;{column};{row}m").as_bytes());
+    }
+
+    /// Bytes, as a terminal sends them.
+    pub fn presses(&self, bytes: &[u8]) {
+        let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut words = vec!["send-keys", "-t", &self.id, "-H"];
         words.extend(bytes.iter().map(String::as_str));
         self.tmux.tell(&words);

@@ -72,6 +72,50 @@ fn closed_refuses_what_cannot_be_taken() {
     });
 }
 
+/// A bypass lets everything go direct, whatever else is the case, UDP as well;
+/// what came here before stays, and afterwards all is as it was.
+#[test]
+fn bypassed_everything_goes_direct() {
+    for fail in [Fail::Open, Fail::Closed] {
+        world(move |world| {
+            let mut options = world.options();
+            options.fail = fail;
+            let daemon = world.daemon_with(&options);
+            let direct = [server("127.0.0.1:443"), server("[::1]:443")];
+            let mut client = world.client();
+            daemon.redirect.renew(LONG, 1000);
+            client.run("s = connect('127.0.0.1')");
+            let (before, record) = daemon.accept();
+            record.expect("a record");
+            daemon.redirect.bypass(true).expect("bypassed");
+            for (time, room) in [(None, 0), (Some(LONG), 1000), (Some(LONG), 0), (Some(Duration::ZERO), 1000)] {
+                if let Some(time) = time {
+                    daemon.redirect.renew(time, room);
+                }
+                for (address, server) in ["127.0.0.1", "::1"].iter().zip(&direct) {
+                    client.run(&format!("d = connect('{address}')"));
+                    accept(server);
+                }
+            }
+            client.run("u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('127.0.0.1', 443))");
+            let counters = daemon.counters();
+            assert_eq!((counters.direct_bypassed, counters.redirected), (8, 1));
+            assert_eq!((counters.blocked, counters.direct_stalled, counters.direct_no_room), (0, 0, 0));
+            assert_eq!(counters.udp_refused, 0);
+            client.run("s.sendall(b'still here')");
+            let mut heard = [0; 10];
+            std::io::Read::read_exact(&mut &before, &mut heard).expect("what was under way goes on");
+
+            daemon.redirect.renew(LONG, 1000);
+            daemon.redirect.bypass(false).expect("no longer");
+            client.run("s = connect('::1')");
+            daemon.accept_v6().1.expect("a record");
+            let refused = "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('127.0.0.1', 443))";
+            assert_eq!(client.errno(refused), i64::from(ECONNREFUSED));
+        });
+    }
+}
+
 #[test]
 fn the_accept_queue_can_be_asked() {
     world(|world| {

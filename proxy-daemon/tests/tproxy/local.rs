@@ -5,7 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::{
-    common::{Run, SOON, TestCa, TestCgroup, Upstream, clients},
+    common::{Run, SOON, TestCa, TestCgroup, Upstream, clients, run::retryscope},
     words,
     world::{Attached, Client, ECHO, Echo, Net, SERVER, World, upstream},
 };
@@ -98,6 +98,44 @@ fn a_stalled_daemon() {
     let report = attached.finish();
     assert!(report.0["redirect"]["direct_stalled"].as_u64().is_some_and(|count| count >= 4), "{report}");
     assert!(report.0["notes"].to_string().contains("retryscope did not answer in time"), "{report}");
+    world.client.nothing_left();
+}
+
+/// The kill switch: new connections go direct at once, and UDP; those under
+/// way go on; and back.
+#[test]
+fn a_bypass() {
+    let world = World::near();
+    let mut client = Client::in_net(&world.client);
+    let attached = Attached::start(&world.client, &world.ca, words!["--netns"]);
+    let pid = attached.pid().to_string();
+    let bypass = |to: &str| retryscope(words!["bypass", to, "--instance", &pid]).finish(SOON).ok();
+    for host in SERVER {
+        assert!(client.asks(host), "{host}");
+        client.keeps(host);
+    }
+    bypass("on");
+    for host in SERVER {
+        assert!(!client.asks(host) && !client.asks(host), "bypassed: {host}");
+        client.keeps(host);
+        assert_eq!(client.does(&format!("udp {host} 443"))["answer"], "hello");
+    }
+    bypass("off");
+    for host in SERVER {
+        assert!(client.asks(host), "again: {host}");
+        let row = client.does(&format!("udp {host} 443"));
+        assert!(["PermissionError", "ConnectionRefusedError"].iter().any(|name| row["error"] == *name), "{row}");
+    }
+    assert_eq!(client.says(), ["word"; 4], "what was under way goes on");
+    bypass("on");
+    assert!(!client.asks(SERVER[0]));
+    client.does("let-go");
+    let report = attached.finish();
+    // Two times three, and one.
+    assert_eq!(report.0["redirect"]["direct_bypassed"], 7, "{report}");
+    assert_eq!(report.0["redirect"]["direct_no_room"], 0, "{report}");
+    assert_eq!(report.connections("intercepted"), 4, "{report}");
+    assert!(report.0["fidelity"].to_string().contains("while retryscope was bypassed"), "{report}");
     world.client.nothing_left();
 }
 

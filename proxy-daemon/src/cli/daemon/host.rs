@@ -6,7 +6,7 @@ use std::{
 
 use sd_notify::NotifyState;
 
-use super::{Level, manager};
+use super::{Level, manager, state::Kept};
 use crate::{
     config::File,
     control::{self, Reloaded},
@@ -28,6 +28,8 @@ struct Inner {
     keeper_pid: u32,
     key: PathBuf,
     level: Level,
+    state: Option<Kept>,
+    reloaded: Mutex<Option<bool>>,
     proxy: OnceLock<Arc<Proxy>>,
 }
 
@@ -39,9 +41,20 @@ impl Host {
         keeper_pid: u32,
         key: PathBuf,
         level: Level,
+        state: Option<Kept>,
     ) -> Self {
         let file = Mutex::new(file);
-        Self(Arc::new(Inner { file, targets, keeper, keeper_pid, key, level, proxy: OnceLock::new() }))
+        Self(Arc::new(Inner {
+            file,
+            targets,
+            keeper,
+            keeper_pid,
+            key,
+            level,
+            state,
+            reloaded: Mutex::default(),
+            proxy: OnceLock::new(),
+        }))
     }
 
     pub(super) fn shared(&self) -> Self {
@@ -97,6 +110,7 @@ impl control::Host for Host {
     fn reload(&self, account: &Account) -> Result<Reloaded, String> {
         manager::reloading();
         let result = self.change(account);
+        *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.is_ok());
         match &result {
             Ok(reloaded) => {
                 tracing::info!(rules = reloaded.rules, "the configuration was read again");
@@ -118,5 +132,23 @@ impl control::Host for Host {
 
     fn key(&self) -> &Path {
         &self.0.key
+    }
+
+    fn keep_bypass(&self, keep: bool) -> Result<(), String> {
+        match &self.0.state {
+            Some(state) => state.keep_bypass(keep),
+            None if keep => {
+                Err("this daemon keeps nothing over a restart: set `state_dir` in its configuration".into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn reloaded(&self) -> Option<bool> {
+        *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keeps_bypass(&self) -> bool {
+        self.0.state.as_ref().is_some_and(Kept::keeps_bypass)
     }
 }

@@ -1,5 +1,5 @@
-//! What outlives a restart: the sums of the ledger, and which clients will not
-//! trust the authority.
+//! What outlives a restart: the sums of the ledger, which clients will not
+//! trust the authority, and a bypass that is to.
 //!
 //! In: both, from time to time and at the end. Out: the same for the next
 //! start, where sums go into the ledger's row for processes that have none of
@@ -19,12 +19,14 @@ use crate::{daemon::Earlier, process::confine::Account};
 
 const FILE: &str = "ledger.json";
 const NEW: &str = "ledger.json.new";
+/// There while a bypass is to outlive a restart.
+const BYPASSED: &str = "bypassed";
 const VERSION: u32 = 1;
 /// Larger ones are not ours.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Kept {
     folder: PathBuf,
 }
@@ -82,6 +84,21 @@ impl Kept {
                 tracing::warn!(%error, "what was kept cannot be read; counting begins anew");
                 None
             }
+        }
+    }
+
+    pub(super) fn keeps_bypass(&self) -> bool {
+        self.folder.join(BYPASSED).exists()
+    }
+
+    pub(super) fn keep_bypass(&self, keep: bool) -> Result<(), String> {
+        let path = self.folder.join(BYPASSED);
+        let done = if keep { fs::File::create(&path).and_then(|file| file.sync_all()) } else { fs::remove_file(&path) };
+        match done {
+            Err(error) if keep || error.kind() != io::ErrorKind::NotFound => {
+                Err(format!("what a restart is to find cannot be changed in {} ({error})", self.folder.display()))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -7,19 +7,21 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Shared,
-    extract::{Problem, Wrong},
+    extract::{Given, Problem, Wrong, WrongBody},
 };
 use crate::{
-    control::{About, Controlled, Overview, Privileges, Refused, Reloaded},
+    control::{About, BypassWish, Controlled, Overview, Privileges, Refused, Reloaded},
     report::Report,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
     OpenApiRouter::new()
         .routes(routes!(instance))
+        .routes(routes!(ready))
         .routes(routes!(report))
         .routes(routes!(overview))
         .routes(routes!(reload))
+        .routes(routes!(bypass))
         .routes(routes!(privileges))
         .routes(routes!(openapi))
 }
@@ -27,6 +29,15 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
 /// Which instance this is.
 #[utoipa::path(get, path = "/v1/instance", responses((status = 200, body = About), Wrong))]
 async fn instance(State(it): Shared) -> Json<About> {
+    Json(it.about())
+}
+
+/// Which instance this is, once connections are redirected and served. Whoever
+/// asks says how long that may take.
+#[utoipa::path(get, path = "/v1/ready", responses((status = 200, body = About), Wrong))]
+async fn ready(State(it): Shared) -> Json<About> {
+    // The sender lives as long as this does.
+    let _ = it.ready.subscribe().wait_for(|ready| *ready).await;
     Json(it.about())
 }
 
@@ -56,6 +67,22 @@ async fn reload(State(it): Shared) -> Result<Json<Reloaded>, Problem> {
     // Reading files, and a daemon's waiting for its keeper, may take a moment.
     let reloaded = tokio::task::spawn_blocking(move || it.reload()).await.map_err(Problem::fault)?;
     reloaded.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
+}
+
+/// Lets new connections of the target go direct, or no longer.
+///
+/// Those under way go on, or with `now` end as they become idle. With `keep` a
+/// daemon begins with it when it is started again.
+#[utoipa::path(
+    put,
+    path = "/v1/bypass",
+    request_body = BypassWish,
+    responses((status = 200, body = About), WrongBody)
+)]
+async fn bypass(State(it): Shared, Given(wish): Given<BypassWish>) -> Result<Json<About>, Problem> {
+    // What is kept is written to the disk.
+    let switched = tokio::task::spawn_blocking(move || it.switch_bypass(wish)).await.map_err(Problem::fault)?;
+    switched.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error))
 }
 
 /// The instance's processes, and what the one that serves connections is

@@ -26,7 +26,7 @@ mod wire;
 
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsFd,
     path::Path,
     sync::{
@@ -46,7 +46,7 @@ use self::{
     sockets::Sockets,
     table::Table,
 };
-use super::{Counters, Listeners, Network, RedirectError, Redirected, cgroup};
+use super::{BEACON, Counters, Listeners, Network, RedirectError, Redirected, cgroup};
 
 /// Room for fewer connections than these is none: the table cannot count down,
 /// and more may come before it is told again.
@@ -66,6 +66,22 @@ pub(super) enum Reach<'a> {
     Ingress(&'a [String]),
 }
 
+/// Which part of a count is a bypass's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bypassed {
+    /// What had been counted when one began that goes on.
+    since: Option<u64>,
+    /// During those that are over.
+    earlier: u64,
+}
+
+impl Bypassed {
+    /// Of so many.
+    fn of(self, counted: u64) -> u64 {
+        self.earlier + self.since.map_or(0, |since| counted.saturating_sub(since))
+    }
+}
+
 /// A redirection in force. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Tproxy {
@@ -79,6 +95,9 @@ pub(super) struct Tproxy {
     /// Sockets that say to the table, for each family, that we answer.
     pulse: Vec<(UdpSocket, SocketAddr)>,
     phase: Mutex<Phase>,
+    /// The table counts what passes during a bypass with what it has no room
+    /// for.
+    bypassed: Mutex<Bypassed>,
     handed_over: AtomicU64,
     unmatched: AtomicU64,
     /// Connections that were open before and did not find room in the table.
@@ -131,6 +150,7 @@ impl Tproxy {
             listeners: there,
             pulse,
             phase: Mutex::new(Phase::Taking),
+            bypassed: Mutex::default(),
             handed_over: AtomicU64::default(),
             unmatched: AtomicU64::default(),
             broken: besides as u64,
@@ -151,7 +171,10 @@ impl Tproxy {
         }
         self.handed_over.fetch_add(1, Ordering::Relaxed);
         let (origin, client) = (sockets::canonical(origin), sockets::canonical(client));
-        Ok(Some(Redirected { origin, owner: self.owners.of(client, origin), network: Network::default() }))
+        // Whoever only asks whether this works is not looked for.
+        let asks = origin.ip() == IpAddr::V4(BEACON);
+        let owner = if asks { owner::of_address(client.ip()) } else { self.owners.of(client, origin) };
+        Ok(Some(Redirected { origin, owner, network: Network::default() }))
     }
 
     /// Marks a socket of the daemon's own: its packets are left alone. Call
@@ -186,18 +209,45 @@ impl Tproxy {
 
     pub(super) fn counters(&self) -> Counters {
         let (told_by_cgroup, told_by_address) = self.owners.told();
+        let bypassed = self.bypassed.lock().unwrap_or_else(PoisonError::into_inner);
+        let no_room = self.table.packets(rules::NO_ROOM);
+        let direct_bypassed = bypassed.of(no_room);
+        drop(bypassed);
         Counters {
             redirected: self.table.packets(rules::TAKEN),
             handed_over: self.handed_over.load(Ordering::Relaxed),
             udp_refused: self.table.packets(rules::REFUSED),
             direct_stalled: self.table.packets(rules::STALLED),
-            direct_no_room: self.table.packets(rules::NO_ROOM),
+            direct_no_room: no_room.saturating_sub(direct_bypassed),
+            direct_bypassed,
             unmatched: self.unmatched.load(Ordering::Relaxed),
             broken_before: self.broken,
             told_by_cgroup,
             told_by_address,
             ..Counters::default()
         }
+    }
+
+    /// Lets every new connect go direct, and UDP; or no longer. What is here
+    /// goes on.
+    pub(super) fn bypass(&self, on: bool) -> Result<(), RedirectError> {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = match (*phase, on) {
+            (Phase::Taking | Phase::Full, true) => Phase::Bypassed,
+            (Phase::Bypassed, false) => Phase::Taking,
+            // It is so already; or it is over.
+            _ => return Ok(()),
+        };
+        let mut bypassed = self.bypassed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.table.packets(rules::NO_ROOM);
+        self.table.turn_besides_udp(&self.plan, to).map_err(|refusal| refusal.explain())?;
+        *phase = to;
+        *bypassed = if on {
+            Bypassed { since: Some(before), ..*bypassed }
+        } else {
+            Bypassed { since: None, earlier: bypassed.of(self.table.packets(rules::NO_ROOM)) }
+        };
+        Ok(())
     }
 
     /// Lets every new connect go direct; what is here goes on.

@@ -150,7 +150,8 @@ fn group(number: u64, name: String) -> Owner {
     }
 }
 
-fn of_address(address: IpAddr) -> Owner {
+/// A client on another machine.
+pub(super) fn of_address(address: IpAddr) -> Owner {
     /// Above every cgroup's id, and exact in JSON.
     const ADDRESSES: u64 = 1 << 52;
     let mut hasher = siphasher::sip::SipHasher13::new();

@@ -99,6 +99,8 @@ pub(super) enum Phase {
     Full,
     /// It is noted, and passes; those that are ours stay ours.
     Draining,
+    /// As when there is no room; UDP passes as well.
+    Bypassed,
 }
 
 /// A connection by its two ends, as its packets from here have them.
@@ -160,6 +162,21 @@ pub(super) fn turn(plan: &Plan, phase: Phase) -> Vec<Message> {
     let table = Table(plan);
     let mut messages = vec![table.flush(table.chain_of_beginnings())];
     messages.extend(table.beginning(phase));
+    messages
+}
+
+/// As [`turn`], where UDP passes from now on or does no longer: at once as
+/// well.
+pub(super) fn turn_besides_udp(plan: &Plan, phase: Phase) -> Vec<Message> {
+    let plan = Plan { refuse_udp: plan.refuse_udp && phase != Phase::Bypassed, ..plan.clone() };
+    let table = Table(&plan);
+    let mut messages = turn(&plan, phase);
+    let (chain, rules) = match plan.whose {
+        Whose::Arriving(_) => (ARRIVE, table.arriving()),
+        Whose::Cgroup { .. } | Whose::Everybody => (OUT, table.leaving()),
+    };
+    messages.push(table.flush(chain));
+    messages.extend(rules);
     messages
 }
 
@@ -413,7 +430,7 @@ impl Table<'_> {
             // Only first packets come to that chain.
             let families = match phase {
                 Phase::Taking => self.families(),
-                Phase::Full => return vec![self.rule(chain, WHAT, &Rule::new().count(NO_ROOM))],
+                Phase::Full | Phase::Bypassed => return vec![self.rule(chain, WHAT, &Rule::new().count(NO_ROOM))],
                 Phase::Noting | Phase::Draining => return Vec::new(),
             };
             let stalled = Rule::new().of_family_not_in(ALIVE.0, ALIVE.1).count(STALLED).done();
@@ -438,7 +455,7 @@ impl Table<'_> {
                     rules.push(passes(first.clone().of_family_not_in(ALIVE.0, ALIVE.1).count(STALLED)));
                     rules.push(first.change_tuple(Change::Delete, family, set.0, set.1));
                 }
-                Phase::Full => rules.push(passes(first.count(NO_ROOM))),
+                Phase::Full | Phase::Bypassed => rules.push(passes(first.count(NO_ROOM))),
                 Phase::Noting | Phase::Draining => rules.push(passes(first)),
             }
         }

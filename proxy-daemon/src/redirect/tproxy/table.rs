@@ -149,6 +149,11 @@ impl Table {
         self.kernel().change(&rules::turn(plan, phase))
     }
 
+    /// As [`Table::turn`], into a bypass or out of it.
+    pub(super) fn turn_besides_udp(&self, plan: &Plan, phase: Phase) -> Result<(), Refusal> {
+        self.kernel().change(&rules::turn_besides_udp(plan, phase))
+    }
+
     /// Lets connections that are open pass to their end.
     pub(super) fn leave_alone(&self, plan: &Plan, open: &[Tuple]) -> Result<(), Refusal> {
         open.chunks(AT_ONCE).try_for_each(|some| self.kernel().change(&rules::leave_alone(plan, some)))

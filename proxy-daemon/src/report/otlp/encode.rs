@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     flow::{Attempt, Clock, Evidence, Moment, Protocol, Wait, redact},
-    process::{ProcessKey, container, unit},
+    process::{ProcessKey, container, in_pod, unit},
     retry::{Class, OperationName},
 };
 
@@ -179,10 +179,14 @@ impl Encoder {
             attribute("process.executable.name", text(&*facts.comm)),
             attribute("retryscope.instance.id", text(&*self.instance)),
         ];
+        let pod = facts.container_name.as_deref().and_then(in_pod);
         let known = [
             ("retryscope.unit", cgroup.and_then(unit)),
             ("container.id", cgroup.and_then(container)),
             ("container.name", facts.container_name.as_deref()),
+            ("k8s.namespace.name", pod.map(|[namespace, ..]| namespace)),
+            ("k8s.pod.name", pod.map(|[_, pod, _]| pod)),
+            ("k8s.container.name", pod.map(|[.., container]| container)),
         ];
         attributes.extend(known.into_iter().filter_map(|(key, known)| Some(attribute(key, text(value(known?))))));
         attributes.extend(host());
@@ -269,10 +273,18 @@ fn named(name: &str) -> (String, &'static str) {
 fn labels(row: &Row) -> Vec<KeyValue> {
     let known = row.get_label().iter().filter(|label| !label.value().is_empty());
     let label = |label: &LabelPair| match label.name() {
-        "container" => attribute("container.id", text(label.value())),
+        // An id, unless a pod's container is known by its name.
+        "container" if is_id(label.value()) => attribute("container.id", text(label.value())),
+        "container" => attribute("k8s.container.name", text(label.value())),
+        "pod" => attribute("k8s.pod.name", text(label.value())),
+        "namespace" => attribute("k8s.namespace.name", text(label.value())),
         name => attribute(format!("retryscope.{name}"), text(label.value())),
     };
     known.map(label).collect()
+}
+
+fn is_id(container: &str) -> bool {
+    container.len() == 64 && container.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn of_call(call: &Call, service: Option<String>, operation: String) -> Vec<KeyValue> {

@@ -84,7 +84,7 @@ impl Otlp {
         let gatherer = Gatherer {
             account: Arc::clone(account),
             gate: Arc::clone(gate),
-            metrics: Metrics::default(),
+            metrics: Metrics::here(),
             encoder: Encoder::new(account.clock),
             calls: Calls::default(),
             ready: Vec::new(),

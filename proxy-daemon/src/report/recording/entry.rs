@@ -132,7 +132,7 @@ pub(super) fn line(attempt: &Attempt, clock: &Clock, style: &Style, commands: &m
     let extra = extra(attempt, &facts, style);
     let line = match style.form {
         Form::Jsonl => serde_json::to_string(&Line { event: events::event(attempt, &facts, url, time), extra }),
-        Form::Har => serde_json::to_string(&entry(attempt, &facts, url, time, extra, style)),
+        Form::Har => serde_json::to_string(&entry(attempt, &facts, &url, time, extra, style)),
     };
     // Structs of strings and numbers always serialise.
     line.unwrap_or_default()
@@ -350,7 +350,7 @@ fn fields(pairs: Pairs) -> Vec<Field> {
 fn entry<'a>(
     attempt: &'a Attempt,
     facts: &'a Facts,
-    url: String,
+    url: &str,
     time: String,
     mut extra: Extra,
     style: &Style,
@@ -373,7 +373,7 @@ fn entry<'a>(
     let request = HarRequest {
         method: &attempt.request.method,
         query_string: query.collect(),
-        url: url.clone(),
+        url: url.to_owned(),
         http_version: version,
         cookies: [],
         headers: fields(pairs(&attempt.request.headers, style)),

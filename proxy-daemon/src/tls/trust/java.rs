@@ -83,6 +83,12 @@ pub(super) fn stores(input: &TrustInput<'_>) -> Vec<Store> {
     found
 }
 
+/// A store of the system's roots and `ours`, for a Java machine that is not
+/// here.
+pub(super) fn of_system(ours: &[CertificateDer<'_>]) -> Vec<u8> {
+    extended(&Store { path: PathBuf::new(), password: USUAL_PASSWORD.into() }, ours).0
+}
+
 /// A copy of the store with `ours` added, and a note where the store itself
 /// could not be read and the system's roots stand in for it.
 pub(super) fn extended(store: &Store, ours: &[CertificateDer<'_>]) -> (Vec<u8>, Option<String>) {

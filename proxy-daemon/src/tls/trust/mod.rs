@@ -22,13 +22,14 @@ mod java;
 mod jks;
 mod python;
 mod settings;
+mod share;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ffi::{OsStr, OsString},
     fs,
     io::Write,
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -74,6 +75,8 @@ pub struct Bind {
     pub source: PathBuf,
     pub target: PathBuf,
 }
+
+pub use share::share;
 
 /// Writes the files and says how they are to be used.
 pub fn prepare(input: &TrustInput<'_>) -> Result<TrustPlan, TlsError> {
@@ -248,17 +251,15 @@ fn folder_blocks(folder: &Path) -> String {
     blocks
 }
 
-/// Writes a file that anyone may read. An earlier one of ours is replaced; a
-/// link is not followed.
+/// Writes a file that anyone may read. An earlier one of ours is replaced, at
+/// once for whoever reads it; a link is not followed.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
     let failed = |source| TlsError::Write { path: path.into(), source };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let mut file = fs::File::options().write(true).create_new(true).mode(0o644).open(path).map_err(failed)?;
-    file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder).map_err(failed)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.persist(path).map(|_| ()).map_err(|error| failed(error.error))
 }
 
 /// A program as `execvp` would find it.

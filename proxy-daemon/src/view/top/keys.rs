@@ -67,9 +67,8 @@ impl Model {
             KeyCode::End | KeyCode::Char('G') => self.step(isize::MAX),
             KeyCode::Enter | KeyCode::Right => self.enter(),
             KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
-                if !self.back() && key.code == KeyCode::Esc {
-                    self.filter = None;
-                }
+                let is_back = self.back();
+                self.filter.take_if(|_| !is_back && key.code == KeyCode::Esc);
             }
             _ => {}
         }

@@ -34,7 +34,7 @@ use tokio::{
 
 use self::{
     draw::{Drawn, Hit},
-    model::{Answer, CALLS, Effect, Model, Question, Trouble},
+    model::{Answer, Effect, Model, Question, Trouble},
     terminal::{Input, Screen},
 };
 use super::{ViewError, edit, words};
@@ -102,7 +102,10 @@ pub async fn run(client: Client, color: bool) -> Result<(), ViewError> {
             }
             _ = resizes.recv() => {
                 view.model.dirty = true;
-                continue;
+                match input.come() {
+                    Ok(events) => events,
+                    Err(_) => return Ok(()),
+                }
             }
             _ = continues.recv() => {
                 screen.again().map_err(unusable)?;
@@ -123,7 +126,9 @@ pub async fn run(client: Client, color: bool) -> Result<(), ViewError> {
                     Effect::Redraw => screen.again().map_err(unusable)?,
                     Effect::Edit(id) => {
                         screen.leave();
+                        input.wait(true).map_err(unusable)?;
                         let edited = edit::edit(&view.client, id).await;
+                        input.wait(false).map_err(unusable)?;
                         screen.again().map_err(unusable)?;
                         // A Ctrl-C in the editor was not meant for us.
                         while tokio::time::timeout(Duration::ZERO, interrupts.recv()).await.is_ok() {}
@@ -208,7 +213,7 @@ impl Running {
             let (client, tell) = (Arc::clone(&self.client), self.tell.clone());
             tokio::spawn(async move {
                 let began = Instant::now();
-                let answer = asked(&client, &question).await.map_err(trouble);
+                let answer = asked(&client, &question).await.map_err(|error| trouble(&error));
                 // Nobody is there to hear it once this has ended.
                 let _ = tell.send(Answered { question: Some(question), took: began.elapsed(), answer }).await;
             });
@@ -239,7 +244,7 @@ impl Running {
         let (client, tell) = (Arc::clone(&self.client), self.tell.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let answer = done(&client, effect).await.map_err(trouble);
+            let answer = done(&client, effect).await.map_err(|error| trouble(&error));
             let _ = tell.send(Answered { question: None, took: began.elapsed(), answer }).await;
         });
     }
@@ -257,7 +262,7 @@ impl Running {
     }
 }
 
-fn trouble(error: ClientError) -> Trouble {
+fn trouble(error: &ClientError) -> Trouble {
     match error {
         ClientError::Refused(_) | ClientError::Forbidden(_) => Trouble::Refused(error.to_string()),
         _ => Trouble::Gone(error.to_string()),
@@ -272,8 +277,8 @@ async fn asked(client: &Client, question: &Question) -> Result<Answer, ClientErr
         Question::Counts(filter) => {
             Answer::Counts(filter.clone(), client.timeline(&model::parts(), Some(filter)).await?)
         }
-        Question::Calls(filter) => {
-            let wanted = Wanted { filter: filter.as_deref(), limit: Some(CALLS), ..Wanted::default() };
+        Question::Calls(filter, limit) => {
+            let wanted = Wanted { filter: filter.as_deref(), limit: Some(*limit), ..Wanted::default() };
             Answer::Calls(filter.clone(), client.calls(&wanted).await?)
         }
         Question::Attempt(id) => Answer::Attempt(Box::new(client.attempt(*id).await?)),

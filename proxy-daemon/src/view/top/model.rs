@@ -12,8 +12,9 @@ use crate::{
     report::{ProcessEntry, Report},
 };
 
-/// How many calls are asked for at once; more than any terminal has lines.
-pub(super) const CALLS: usize = 300;
+/// How many calls are asked for at most, and in which steps.
+const CALLS: usize = 300;
+const STEP: usize = 50;
 /// How much of the past is asked for at the start.
 const PAST_MS: f64 = 60_000.0;
 /// Counts under a filter come in so many parts.
@@ -168,7 +169,8 @@ pub(super) enum Question {
     Past(Past),
     /// Counts of what a filter takes.
     Counts(String),
-    Calls(Option<String>),
+    /// Of what a filter takes, so many.
+    Calls(Option<String>, usize),
     Attempt(u64),
     Held,
     Hold(u64),
@@ -186,7 +188,7 @@ impl Question {
             Question::Report => 1,
             Question::Past(_) => 2,
             Question::Counts(_) => 3,
-            Question::Calls(_) => 4,
+            Question::Calls(..) => 4,
             Question::Attempt(_) => 5,
             Question::Held => 6,
             Question::Hold(_) => 7,
@@ -199,7 +201,7 @@ impl Question {
     pub(super) fn period(&self) -> u64 {
         match self {
             Question::Held => 250,
-            Question::Calls(_) | Question::Attempt(_) | Question::Rules | Question::Intercepts => 500,
+            Question::Calls(..) | Question::Attempt(_) | Question::Rules | Question::Intercepts => 500,
             _ => 1_000,
         }
     }
@@ -475,7 +477,11 @@ impl Model {
         }
         match self.view() {
             View::Processes => wanted.extend(self.filter.clone().map(Question::Counts)),
-            View::Calls(scope) => wanted.push(Question::Calls(self.calls_filter(scope))),
+            View::Calls(scope) => {
+                // What is shown, and as much below it.
+                let rows = (self.place().offset + 2 * self.page) / STEP * STEP + STEP;
+                wanted.push(Question::Calls(self.calls_filter(scope), rows.min(CALLS)));
+            }
             View::Call(_) => {
                 // An attempt that came meanwhile follows the last one.
                 let last = self.call.as_ref().and_then(|call| call.attempts.last());
@@ -490,9 +496,11 @@ impl Model {
 
     /// Takes what an instance answered.
     pub(super) fn answered(&mut self, answer: Answer) {
-        self.dirty = true;
+        // That still nothing is held is nothing new.
+        self.dirty |= !matches!(&answer, Answer::Held(held) if held.is_empty() && self.held.is_empty());
         if self.link != Link::Up {
             self.link = Link::Up;
+            self.dirty = true;
         }
         let frozen = self.frozen.is_some();
         match answer {

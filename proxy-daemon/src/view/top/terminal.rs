@@ -4,8 +4,12 @@
 //! on while a [`Screen`] is there and nobody has left it; a panic takes them
 //! back before it says anything.
 use std::{
+    fs,
     io::{self, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     sync::{
         Once,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +22,11 @@ use crossterm::{
     event::{self, DisableBracketedPaste, EnableBracketedPaste, Event},
     execute,
     terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use ratatui::{Frame, Terminal, backend::CrosstermBackend};
 use tokio::io::unix::AsyncFd;
@@ -84,6 +93,8 @@ impl Screen {
 
     /// Takes it again, and draws all of it anew.
     pub(super) fn again(&mut self) -> io::Result<()> {
+        // Whoever had it in between may have left it in any state.
+        give_back();
         take()?;
         self.0.clear()
     }
@@ -95,6 +106,9 @@ impl Drop for Screen {
     }
 }
 
+/// How long an end may take once the terminal is gone.
+const GONE: Duration = Duration::from_secs(2);
+
 /// Keys and the mouse, as they come. Read here and by no thread of its own, so
 /// that an editor has the terminal to itself.
 #[derive(Debug)]
@@ -103,23 +117,67 @@ pub(super) struct Input(AsyncFd<OwnedFd>);
 impl Input {
     /// To be called within the runtime.
     pub(super) fn new() -> io::Result<Self> {
-        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Self(process::readable(stdin)?))
+        // crossterm waits for the rest of a key that came by half, unless its
+        // reads never wait. They are made so on an opening of our own: what
+        // standard input was opened as is others' as well.
+        let terminal = fs::File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+            .open("/dev/tty")?;
+        nix::unistd::dup2_stdin(&terminal)?;
+        let terminal = OwnedFd::from(terminal);
+        let watched = terminal.try_clone()?;
+        // crossterm reads a terminal that is gone for ever, and nothing else
+        // of this thread has its turn then. So another one sees to the end.
+        std::thread::Builder::new().name("hang-up".into()).spawn(move || {
+            if is_gone(&watched, PollTimeout::NONE) {
+                std::thread::sleep(GONE);
+                std::process::exit(0);
+            }
+        })?;
+        Ok(Self(process::readable(terminal)?))
+    }
+
+    /// Whether reads wait, as other programs expect it.
+    pub(super) fn wait(&self, waits: bool) -> io::Result<()> {
+        let flags = if waits { OFlag::empty() } else { OFlag::O_NONBLOCK };
+        fcntl(self.0.get_ref(), FcntlArg::F_SETFL(flags))?;
+        Ok(())
     }
 
     /// What has come, at least one thing; may be dropped while it waits.
     pub(super) async fn events(&self) -> io::Result<Vec<Event>> {
         loop {
-            let mut ready = self.0.readable().await?;
             // Cleared first: what comes from here on makes it ready again.
-            ready.clear_ready();
-            let mut events = Vec::new();
-            while event::poll(Duration::ZERO)? {
-                events.push(event::read()?);
-            }
+            self.0.readable().await?.clear_ready();
+            let events = self.come()?;
             if !events.is_empty() {
                 return Ok(events);
             }
         }
     }
+
+    /// What is there already. To be called after a change of size as well:
+    /// crossterm takes note of it by itself, and of no key in the same turn.
+    pub(super) fn come(&self) -> io::Result<Vec<Event>> {
+        let mut events = Vec::new();
+        loop {
+            if is_gone(self.0.get_ref(), PollTimeout::ZERO) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !event::poll(Duration::ZERO)? {
+                return Ok(events);
+            }
+            events.push(event::read()?);
+        }
+    }
+}
+
+/// Whether nobody is at the terminal any more, or comes to be gone in time.
+fn is_gone(terminal: &OwnedFd, patience: PollTimeout) -> bool {
+    let mut polled = [PollFd::new(terminal.as_fd(), PollFlags::empty())];
+    while let Err(Errno::EINTR) = poll(&mut polled, patience) {}
+    let flags = polled[0].revents().unwrap_or(PollFlags::empty());
+    flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL)
 }

@@ -50,7 +50,7 @@ fn process(pid: u32, command: &str, calls: u64, attempts: u64, share: f64) -> Va
     )
 }
 
-fn report(processes: Vec<Value>, attempts: u64) -> Box<Report> {
+fn report(processes: &[Value], attempts: u64) -> Box<Report> {
     let totals = with(
         counts(1_204, attempts, 412, 38_200.0),
         json!({
@@ -135,9 +135,9 @@ fn held(id: u64, call: u64, number: u32) -> HeldView {
     }
 }
 
-fn in_full(held: HeldView) -> Box<HeldInFull> {
+fn in_full(held: &HeldView) -> Box<HeldInFull> {
     let full = json!({
-        "held": serde_json::to_value(&held).expect("JSON"),
+        "held": serde_json::to_value(held).expect("JSON"),
         "request": {"method": "GET", "target": "/", "status": null, "reason": null,
             "headers": [["Host", "s3.eu-west-1.amazonaws.com"]], "body": {"text": ""}},
         "response": {"method": null, "target": null, "status": 200, "reason": "OK",
@@ -172,6 +172,9 @@ fn model() -> Model {
         target: "python3".into(),
         command: Some("python3 /srv/app/sync.py --all".into()),
         targets: Vec::new(),
+        bypassed: None,
+        ready: true,
+        beacon: None,
     }));
     let processes = |attempts| {
         vec![
@@ -179,9 +182,9 @@ fn model() -> Model {
             process(4250, "curl https://example.com/", 4, 4, 0.0),
         ]
     };
-    model.answered(Answer::Report(report(processes(1_200), 1_204)));
+    model.answered(Answer::Report(report(&processes(1_200), 1_204)));
     model.tick(10_000, "17:34:11".into());
-    model.answered(Answer::Report(report(processes(1_612), 1_616)));
+    model.answered(Answer::Report(report(&processes(1_612), 1_616)));
     model
 }
 
@@ -225,7 +228,7 @@ fn every_view(look: impl Fn(&mut Model, &str)) {
     look(&mut it, "operations");
     press(&mut it, KeyCode::Enter);
     let filter = it.wants().into_iter().find_map(|question| match question {
-        Question::Calls(filter) => Some(filter),
+        Question::Calls(filter, _) => Some(filter),
         _ => None,
     });
     let filter = filter.expect("calls are asked for");
@@ -265,11 +268,11 @@ fn every_view(look: impl Fn(&mut Model, &str)) {
         )
         .expect("an intercept"),
     ]));
-    it.answered(Answer::Hold(in_full(held(3, 9, 1))));
+    it.answered(Answer::Hold(in_full(&held(3, 9, 1))));
     look(&mut it, "held");
     press(&mut it, KeyCode::Enter);
     assert_eq!(*it.view(), View::Hold(3));
-    it.answered(Answer::Hold(in_full(held(3, 9, 1))));
+    it.answered(Answer::Hold(in_full(&held(3, 9, 1))));
     look(&mut it, "one held");
     let mut it = model();
     press(&mut it, KeyCode::Char('4'));
@@ -333,7 +336,7 @@ fn no_size_is_too_small() {
 fn nothing_drives_the_terminal() {
     let odd = "a\x1b]0;x\x07\x1b[2J\u{9b}2J\r\n\u{202e}\u{fffd}日本語<script>".repeat(40);
     let mut it = model();
-    it.answered(Answer::Report(report(vec![process(1, &odd, 2, 3, 0.5)], 2_000)));
+    it.answered(Answer::Report(report(&[process(1, &odd, 2, 3, 0.5)], 2_000)));
     let bad = |mut entry: AttemptEntry| {
         entry.comm.clone_from(&odd);
         entry.command.clone_from(&odd);
@@ -353,7 +356,7 @@ fn nothing_drives_the_terminal() {
     waits.url.clone_from(&odd);
     waits.operation = Some(odd.clone());
     waits.rule = Some(odd.clone());
-    let mut full = in_full(waits.clone());
+    let mut full = in_full(&waits);
     full.request.headers = vec![(odd.clone(), odd.repeat(10))];
     full.request.body.text = Some(odd.clone());
     it.answered(Answer::Held(vec![waits]));
@@ -490,7 +493,7 @@ fn a_filter_is_typed_completed_and_marked_where_it_is_wrong() {
     types(&mut it, "~retry");
     press(&mut it, KeyCode::Enter);
     assert_eq!(it.filter.as_deref(), Some("~svc s3 & ~retry"));
-    assert!(it.wants().contains(&Question::Calls(Some("(~svc s3 & ~retry)".into()))));
+    assert!(it.wants().contains(&Question::Calls(Some("(~svc s3 & ~retry)".into()), 50)));
     says(&it, (80, 24), &["filter: ~svc s3 & ~retry"]);
     press(&mut it, KeyCode::Char('1'));
     assert!(it.wants().contains(&Question::Counts("~svc s3 & ~retry".into())));
@@ -525,10 +528,10 @@ fn frozen_nothing_changes_and_little_is_asked() {
     press(&mut it, KeyCode::Char('f'));
     says(&it, (80, 24), &["FROZEN at 17:34:11", "f go on"]);
     assert_eq!(it.wants(), [Question::Held]);
-    it.answered(Answer::Report(report(Vec::new(), 9_999)));
+    it.answered(Answer::Report(report(&[], 9_999)));
     says(&it, (80, 24), &["1,616 attempts", "4242"]);
     press(&mut it, KeyCode::Char('f'));
-    it.answered(Answer::Report(report(Vec::new(), 9_999)));
+    it.answered(Answer::Report(report(&[], 9_999)));
     says(&it, (80, 24), &["9,999 attempts", "Nothing was seen yet"]);
 }
 

@@ -178,7 +178,7 @@ pub(super) fn calls(model: &Model, look: Look, pane: &mut Pane<'_>, scope: &Scop
             columns.push(word("COMMAND", 12, None));
         }
     }
-    let operation = if scope.operation.is_some() && width < 110 { 0 } else { (width / 5).clamp(16, 44) };
+    let operation = if scope.operation.is_some() && width < 110 { 0 } else { width.saturating_sub(62).clamp(16, 44) };
     if operation > 0 {
         columns.push(word("OPERATION", operation, Some(4)));
     }

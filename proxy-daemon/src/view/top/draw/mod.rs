@@ -131,9 +131,9 @@ fn view(model: &Model, look: Look, (buffer, area): (&mut ratatui::buffer::Buffer
     let beside = drawn.wide && matches!(model.view(), View::Processes | View::Calls(_) | View::Held);
     let (main, aside) = if beside {
         let [main, gap, aside] =
-            Layout::horizontal([Constraint::Percentage(60), Constraint::Length(2), Constraint::Fill(1)]).areas(area);
+            Layout::horizontal([Constraint::Percentage(60), Constraint::Length(3), Constraint::Fill(1)]).areas(area);
         let mut rule = Pane::new(buffer, gap);
-        while rule.put(ratatui::text::Line::styled("│", look.dim())).is_some() {}
+        while rule.put(ratatui::text::Line::styled(" │", look.dim())).is_some() {}
         (main, Some(aside))
     } else {
         (area, None)

@@ -35,6 +35,7 @@ impl<'a> Pane<'a> {
     }
 
     /// Draws the next line, where there is room for one, and tells where.
+    #[expect(clippy::needless_pass_by_value, reason = "lines are made where they are put")]
     pub(super) fn put(&mut self, line: Line<'_>) -> Option<Rect> {
         if self.next >= self.area.bottom() || self.area.width == 0 {
             return None;
