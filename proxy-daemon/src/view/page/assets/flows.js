@@ -11,6 +11,7 @@ import { asked, attemptOf, outcome } from "./words.js";
 /** How many found attempts are kept here, and looked for at a time. */
 const MOST = 20000;
 const PAGE = 200;
+const FIRST = 50;
 const AHEAD = 400;
 
 const COLUMNS = [
@@ -210,6 +211,11 @@ export const flows = {
       unknown = 0;
       skipped = 0;
       list.to(0);
+      if (filter) {
+        // That it was understood is seen at once.
+        looking = true;
+        draw();
+      }
       try {
         await look(signal);
         top = extent.newest;
@@ -237,7 +243,8 @@ export const flows = {
       const enough = size() + AHEAD;
       try {
         do {
-          const asks = new URLSearchParams({ filter, limit: String(PAGE) });
+          // The first to be seen come first.
+          const asks = new URLSearchParams({ filter, limit: String(size() ? PAGE : FIRST) });
           if (next) asks.set("before", String(next));
           const told = await get(`/v1/attempts?${asks}`, signal);
           if (signal.aborted) return;

@@ -3,8 +3,9 @@
 // had at once; what is here is bounded.
 import { get, ignore } from "./api.js";
 
-const BLOCK = 200;
-const MAX_BLOCKS = 100;
+// A screen or two: what is scrolled to is to be there at once.
+const BLOCK = 64;
+const MAX_BLOCKS = 320;
 const blocks = new Map();
 const pending = new Map();
 const fetched = new Map();
@@ -22,7 +23,7 @@ function know({ oldest, newest, dropped }) {
 
 /** What is kept now. */
 export async function look(signal) {
-  const page = await get("/v1/attempts?limit=1", signal);
+  const page = await get(`/v1/attempts?limit=${BLOCK}`, signal);
   know(page);
   for (const attempt of page.attempts) add(attempt);
   return extent;

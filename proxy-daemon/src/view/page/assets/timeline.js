@@ -491,6 +491,7 @@ export const timeline = {
       // For whoever looks at the page from outside.
       chartBox.dataset.drawn = drawn;
       chartBox.dataset.span = to - from;
+      chartBox.dataset.from = from;
       chartBox.dataset.mode = near ? "attempts" : "counts";
     }
 
