@@ -8,7 +8,7 @@ export function asked(it) {
 }
 
 /** A URL without what every one of them has. */
-export const shortUrl = (url) => url.replace(/^https:\/\//, "");
+export const shortUrl = (url) => url.replace(/^https(:\/\/)/, "");
 
 /** What came of it: from the upstream, and what the client was told. */
 export function outcome(it) {
