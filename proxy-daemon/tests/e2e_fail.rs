@@ -133,7 +133,7 @@ fn a_killed_daemon_with_fail_closed() {
     }
     let said = job.run().error_line("retryscope has died");
     assert!(said.contains("as --fail closed asks") && said.contains("to port 443 are refused"), "{said}");
-    let warden = said.split('`').nth(1).and_then(|it| it.strip_prefix("kill ")).expect("what to type");
+    let warden = said.split('`').find_map(|it| it.strip_prefix("kill ")).expect("what to type");
     kill(Pid::from_raw(warden.parse().expect("a pid")), Signal::SIGTERM).expect("the warden is there");
     job.connects_until(Went::Direct);
     job.run().close_stdin();
@@ -150,8 +150,7 @@ fn the_warden_goes_with_the_target() {
     job.run().signal(Signal::SIGKILL);
     job.connects_until(Went::Refused);
     let said = job.run().error_line("retryscope has died");
-    let warden: i32 =
-        said.split('`').nth(1).and_then(|it| it.strip_prefix("kill ")?.parse().ok()).expect("what to type");
+    let warden: i32 = said.split('`').find_map(|it| it.strip_prefix("kill ")?.parse().ok()).expect("what to type");
     job.run().close_stdin();
     until("the warden is gone", SOON, || (!common::process::alive(warden)).then_some(()));
     let cgroup = common::cgroup::mount().join(format!("retryscope-{daemon}"));
