@@ -228,6 +228,7 @@ impl AttemptDetail {
 
     pub(super) fn of(id: u64, chunk: &Chunk, row: &Row, heads: Option<&Heads>, clock: &Clock) -> Self {
         let mut attempt = AttemptEntry::of(id, chunk, row, clock);
+        let heads = heads.map(Heads::shown);
         if let Some(target) = heads.and_then(|heads| heads.target.as_deref()) {
             attempt.url = format!("https://{}{target}", chunk.text(row.authority).unwrap_or_default());
         }

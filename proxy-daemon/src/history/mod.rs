@@ -28,7 +28,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use curl::Curl;
@@ -53,6 +53,11 @@ pub const ROW: usize = 256;
 pub const HEADS: usize = 32 << 20;
 /// How far the store may be behind, in attempts.
 const ROOM: usize = 65_536;
+/// Between two looks at the feed, once it has had something within this time so
+/// often: to be woken by each of many attempts would cost the data path a system
+/// call every time.
+const PAUSE: Duration = Duration::from_millis(10);
+const BUSY: u32 = 32;
 /// How many attempts are taken in one go.
 const BATCH: usize = 256;
 /// How many may follow at once.
@@ -91,25 +96,36 @@ impl History {
         let mut subscription = feed.subscribe(ROOM);
         let history = Arc::clone(self);
         std::thread::spawn(move || {
+            let (mut last, mut soon) = (Instant::now(), 0);
             while let Some(first) = subscription.wait() {
-                history.take(&first, &mut subscription);
+                soon = if last.elapsed() < PAUSE { soon + 1 } else { 0 };
+                let busy = soon >= BUSY;
+                if history.take(&first, &mut subscription, busy) && busy {
+                    std::thread::sleep(PAUSE);
+                }
+                last = Instant::now();
             }
             history.close();
         })
     }
 
-    /// The attempt, and what else is there already.
-    fn take(&self, first: &Attempt, subscription: &mut Subscription) {
+    /// The attempt, and what else is there already. Whether that was all.
+    fn take(&self, first: &Attempt, subscription: &mut Subscription, busy: bool) -> bool {
         let mut store = self.lock();
-        store.add(first);
+        store.add(first, busy);
+        let mut all = false;
         for _ in 1..BATCH {
-            let Some(next) = subscription.try_next() else { break };
-            store.add(&next);
+            let Some(next) = subscription.try_next() else {
+                all = true;
+                break;
+            };
+            store.add(&next, busy);
         }
         store.dropped = subscription.dropped();
         let newest = store.newest();
         drop(store);
         self.progress.send_modify(|progress| progress.newest = newest);
+        all
     }
 
     /// No more will come.
@@ -120,7 +136,7 @@ impl History {
     /// Adds an attempt by hand, as the feed would.
     pub fn add(&self, attempt: &Attempt) {
         let mut store = self.lock();
-        store.add(attempt);
+        store.add(attempt, false);
         let newest = store.newest();
         drop(store);
         self.progress.send_modify(|progress| progress.newest = newest);

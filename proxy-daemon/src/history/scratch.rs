@@ -93,7 +93,7 @@ impl Scratch {
             authority,
             target,
             headers: match heads {
-                Some(heads) => heads.request.clone(),
+                Some(heads) => heads.shown().request.clone(),
                 None => fields(row.request_type, row.upgrade),
             },
         };
@@ -102,7 +102,7 @@ impl Scratch {
             // No filter looks at it.
             reason: String::new(),
             headers: match heads {
-                Some(heads) => heads.response.clone().unwrap_or_default(),
+                Some(heads) => heads.shown().response.clone().unwrap_or_default(),
                 None => fields(row.response_type, At::NONE),
             },
         });

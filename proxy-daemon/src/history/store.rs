@@ -1,5 +1,9 @@
 //! What is kept: chunks of rows, and the heads of the latest attempts.
-use std::{collections::VecDeque, num::NonZeroUsize, sync::Arc};
+use std::{
+    collections::VecDeque,
+    num::NonZeroUsize,
+    sync::{Arc, OnceLock},
+};
 
 use lru::LruCache;
 
@@ -16,28 +20,67 @@ const MAX_CALLS: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// What a head takes besides its bytes: its place here, and in memory.
 const OVERHEAD: usize = 160;
 
-/// The heads of one attempt, without credentials.
+/// The heads of one attempt. What is told of them has no credentials: they are
+/// taken out at once, or, while attempts come thick and fast and most are
+/// forgotten before anybody asks, when somebody does.
 #[derive(Debug)]
 pub(super) struct Heads {
+    shown: OnceLock<Shown>,
+    /// As they came, where they were not looked at yet.
+    raw: Option<Raw>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Shown {
     pub(super) request: Headers,
     pub(super) response: Option<Headers>,
     /// Where the row has only its beginning.
     pub(super) target: Option<Box<str>>,
 }
 
-impl Heads {
+#[derive(Debug)]
+struct Raw {
+    request: Headers,
+    response: Option<Headers>,
+    target: Arc<str>,
+}
+
+impl Raw {
     fn of(attempt: &Attempt) -> Self {
-        let target = redact::url(&attempt.request.target);
         Self {
-            request: redact::headers(&attempt.request.headers),
-            response: attempt.response.as_ref().map(|response| redact::headers(&response.headers)),
+            request: attempt.request.headers.clone(),
+            response: attempt.response.as_ref().map(|response| response.headers.clone()),
+            target: Arc::clone(&attempt.request.target),
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        let target = redact::url(&self.target);
+        Shown {
+            request: redact::headers(&self.request),
+            response: self.response.as_ref().map(redact::headers),
             target: (target.len() > MAX_TEXT).then(|| target.into()),
         }
     }
 
     fn bytes(&self) -> usize {
-        let response = self.response.as_ref().map_or(0, Headers::bytes);
-        OVERHEAD + self.request.bytes() + response + self.target.as_ref().map_or(0, |target| target.len())
+        self.request.bytes() + self.response.as_ref().map_or(0, Headers::bytes) + self.target.len()
+    }
+}
+
+impl Heads {
+    fn of(attempt: &Attempt, at_once: bool) -> Self {
+        let raw = Raw::of(attempt);
+        let bytes = OVERHEAD + raw.bytes();
+        match at_once {
+            true => Self { shown: raw.shown().into(), raw: None, bytes },
+            false => Self { shown: OnceLock::new(), raw: Some(raw), bytes },
+        }
+    }
+
+    pub(super) fn shown(&self) -> &Shown {
+        self.shown.get_or_init(|| self.raw.as_ref().map(Raw::shown).unwrap_or_default())
     }
 }
 
@@ -85,7 +128,8 @@ impl Store {
         self.keep > 0
     }
 
-    pub(super) fn add(&mut self, attempt: &Attempt) {
+    /// `busy`: many come, and nobody waits to see this one.
+    pub(super) fn add(&mut self, attempt: &Attempt, busy: bool) {
         if self.keep == 0 {
             return;
         }
@@ -106,8 +150,8 @@ impl Store {
             self.bytes += full.bytes();
             self.sealed.push_back(Arc::new(full));
         }
-        let heads = Heads::of(attempt);
-        self.head_bytes += heads.bytes();
+        let heads = Heads::of(attempt, !busy);
+        self.head_bytes += heads.bytes;
         self.heads.push_back(Arc::new(heads));
         self.trim();
     }
@@ -125,7 +169,7 @@ impl Store {
         }
         while self.head_bytes > self.max_heads || self.heads.len() as u64 > self.newest + 1 - self.first {
             let Some(oldest) = self.heads.pop_front() else { break };
-            self.head_bytes -= oldest.bytes();
+            self.head_bytes -= oldest.bytes;
         }
     }
 

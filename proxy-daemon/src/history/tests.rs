@@ -189,12 +189,23 @@ fn what_is_not_known_is_told() {
 }
 
 #[test]
+fn heads_of_a_flood_have_no_credentials_either() {
+    let mut store = Store::new(10, 1 << 20);
+    let mut it = of(1, 1, 10, 200);
+    it.request.headers = [("Authorization", "Bearer hush"), ("Host", "a.test")].into_iter().collect();
+    store.add(&it, true);
+    let shown = store.heads(1).unwrap().shown();
+    assert_eq!(shown.request.text("host"), Some("a.test"));
+    assert!(!shown.request.text("authorization").unwrap().contains("hush"));
+}
+
+#[test]
 fn heads_keep_within_their_bytes() {
     let mut store = Store::new(1_000, 20_000);
     let mut it = of(1, 1, 10, 200);
     it.request.headers = [("X-Long", &*"x".repeat(3_000))].into_iter().collect::<Headers>();
     for _ in 0..100 {
-        store.add(&it);
+        store.add(&it, false);
     }
     let (_, heads) = store.bytes();
     assert!((10_000..=20_000).contains(&heads), "{heads}");
@@ -329,7 +340,7 @@ fn attempts_keep_within_the_bound() {
         it.link.call = CallId(number / 2);
         it.connection.0 = number / 100;
         it.request.target = format!("/bucket-of-some-team/folder/object-{number:08}?x-id=GetObject").into();
-        store.add(&it);
+        store.add(&it, false);
     }
     let (rows, heads) = store.bytes();
     assert_eq!((store.oldest(), store.newest()), (1, KEPT as u64));
@@ -347,7 +358,7 @@ fn long_ones_take_the_place_of_more() {
         it.process = Arc::new(Process::new(ProcessKey { pid: number + 1, start_ticks: 7 }, 1, 0, facts));
         it.request.target = format!("/{number}/{}", "y".repeat(5_000)).into();
         it.response = Some(Response { status: 200, reason: "z".repeat(500), headers: Headers::default() });
-        store.add(&it);
+        store.add(&it, false);
         let (rows, heads) = store.bytes();
         // The chunk that is being filled is never thrown away.
         assert!(rows <= 20_000 * ROW + 1250 * 8 * 1024 && heads <= 1 << 20, "{rows} {heads}");
