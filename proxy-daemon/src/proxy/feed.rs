@@ -49,10 +49,10 @@ impl Feed {
         if !self.heard.load(Ordering::Relaxed) {
             return;
         }
-        let mut subscribers = self.lock();
         let mut attempt = attempt.clone();
         (attempt.request_content, attempt.response_content) = (Content::Unread, Content::Unread);
         let attempt = Arc::new(attempt);
+        let mut subscribers = self.lock();
         subscribers.retain(|subscriber| match subscriber.queue.try_send(Arc::clone(&attempt)) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
