@@ -166,17 +166,8 @@ fn a_hostile_upstream_does_not_reach_the_terminal() {
         }
         Ok(())
     });
-    // A client of a stranger's: its name and its request say more than they should.
-    let script = "import os, socket, ssl, sys\n\
-        open('/proc/self/comm', 'wb').write(b'x\\x1b[2J\\xff')\n\
-        raw = socket.create_connection((sys.argv[1], 443))\n\
-        tls = ssl.create_default_context().wrap_socket(raw, server_hostname=sys.argv[1])\n\
-        tls.sendall(b'GET /\\xc2\\x9b2J<script>\\xe2\\x80\\xae HTTP/1.1\\r\\nHost: ' + sys.argv[1].encode() + b'\\r\\n\\r\\n')\n\
-        tls.recv(65536)\n\
-        print('asked', flush=True)\n\
-        sys.stdin.read()\n";
     let run = Run::new().to(NAME, wire.address, &ca);
-    let mut started = run.start(words![clients::python(), "-c", script, NAME]);
+    let mut started = run.start(words![clients::python(), "-c", clients::STRANGER, NAME]);
     started.line("asked");
     let kept = attempts(started.pid, &[], 1);
     assert_eq!((&kept[0]["status"], &kept[0]["code"]), (&503.into(), &Value::Null), "{}", kept[0]);

@@ -403,18 +403,10 @@ fn a_hostile_upstream() {
         }
         Ok(())
     });
-    let script = "import os, socket, ssl, sys\n\
-        open('/proc/self/comm', 'wb').write(b'x\\x1b[2J\\xff')\n\
-        raw = socket.create_connection((sys.argv[1], 443))\n\
-        tls = ssl.create_default_context().wrap_socket(raw, server_hostname=sys.argv[1])\n\
-        tls.sendall(b'GET /\\xc2\\x9b2J<script>\\xe2\\x80\\xae HTTP/1.1\\r\\nHost: ' + sys.argv[1].encode() + b'\\r\\n\\r\\n')\n\
-        tls.recv(65536)\n\
-        print('asked', flush=True)\n\
-        sys.stdin.read()\n";
     let mut started = Run::new().to(NAME, wire.address, &ca).start(words![
         clients::python(),
         "-c",
-        script,
+        clients::STRANGER,
         NAME,
         "\u{1b}[2Jodd\u{202e}"
     ]);

@@ -17,6 +17,17 @@ use packages::{API, CLIENTS, KUBERNETES, MATRIX, OLD_CLIENTS, OTLP, READERS, SUI
 
 pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A client of a stranger's, for Python's `-c`: its name and its request say
+/// more than they should. It asks once, says so, and waits for its input's end.
+pub const STRANGER: &str = "import os, socket, ssl, sys\n\
+    open('/proc/self/comm', 'wb').write(b'x\\x1b[2J\\xff')\n\
+    raw = socket.create_connection((sys.argv[1], 443))\n\
+    tls = ssl.create_default_context().wrap_socket(raw, server_hostname=sys.argv[1])\n\
+    tls.sendall(b'GET /\\xc2\\x9b2J<script>\\xe2\\x80\\xae HTTP/1.1\\r\\nHost: ' + sys.argv[1].encode() + b'\\r\\n\\r\\n')\n\
+    tls.recv(65536)\n\
+    print('asked', flush=True)\n\
+    sys.stdin.read()\n";
+
 /// Fails unless the tests run as root, which cgroups and BPF need.
 #[track_caller]
 pub fn root() {
