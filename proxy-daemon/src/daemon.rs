@@ -366,8 +366,6 @@ impl Instance {
         let metrics = metrics.map(|listener| control::MetricsServer::start(listener, Arc::clone(&controlled)));
         let page = settings.page.map(|opened| Page::start(opened, &controlled)).transpose();
         let page = page.map_err(StartError::Listen)?;
-        // Reading the kernel's types takes tens of megabytes for a moment.
-        process::release_memory();
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
         let (doors, coming) = mpsc::channel(MAX_DOORS);
         Ok(Self {
@@ -496,6 +494,8 @@ impl Instance {
     /// Begins to answer.
     pub fn serve(&mut self) {
         if let (Some((v4, v6)), Some(doors)) = (self.listeners.take(), self.doors.1.take()) {
+            // Reading the kernel's types has taken tens of megabytes for a moment.
+            process::release_memory();
             self.before = self.redirect.counters();
             let proxy = Arc::clone(&self.proxy);
             self.pulse = Some(tokio::spawn(pulse(Arc::clone(&proxy), Arc::clone(&self.redirect), &v4, v6.as_ref())));

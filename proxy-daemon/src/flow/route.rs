@@ -16,12 +16,13 @@ const MAX_NAME: usize = 200;
 /// `None` for a request whose method and host alone are too long for a name.
 pub fn name(request: &Request) -> Option<String> {
     let host = request.host();
-    let bare = format!("{} {host}", request.method);
-    if bare.len() > MAX_NAME {
+    let bare = request.method.len() + 1 + host.len();
+    if bare > MAX_NAME {
         return None;
     }
-    let mut name = bare.clone();
     let path = request.path();
+    let mut name = String::with_capacity((bare + path.len() + 4).min(2 * MAX_NAME));
+    name.extend([&*request.method, " ", host]);
     let mut segments = path.split('/').filter(|segment| !segment.is_empty());
     for segment in segments.by_ref().take(MAX_SEGMENTS) {
         name.push('/');
@@ -30,7 +31,10 @@ pub fn name(request: &Request) -> Option<String> {
     if segments.next().is_some() {
         name.push_str("/…");
     }
-    Some(if name.len() <= MAX_NAME { name } else { bare })
+    if name.len() > MAX_NAME {
+        name.truncate(bare);
+    }
+    Some(name)
 }
 
 /// Numbers, UUIDs, hashes, tokens, addresses, dates, names of files: what

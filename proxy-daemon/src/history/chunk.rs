@@ -3,7 +3,7 @@
 //! once.
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -155,11 +155,11 @@ impl Texts {
 /// What makes a chunk smaller while it is filled.
 #[derive(Debug, Default)]
 struct Known {
-    hasher: RandomState,
-    texts: HashMap<u64, At>,
-    addresses: HashMap<IpAddr, At>,
+    hasher: lru::DefaultHasher,
+    texts: HashMap<u64, At, lru::DefaultHasher>,
+    addresses: HashMap<IpAddr, At, lru::DefaultHasher>,
     /// By where their facts lie, which stays as long as they are kept here.
-    processes: HashMap<(usize, usize), Remembered>,
+    processes: HashMap<(usize, usize), Remembered, lru::DefaultHasher>,
 }
 
 /// Held, so that nothing else comes to lie in its place.

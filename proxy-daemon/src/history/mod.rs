@@ -100,7 +100,7 @@ impl History {
             while let Some(first) = subscription.wait() {
                 soon = if last.elapsed() < PAUSE { soon + 1 } else { 0 };
                 let busy = soon >= BUSY;
-                if history.take(&first, &mut subscription, busy) && busy {
+                if history.take(first, &mut subscription, busy) && busy {
                     std::thread::sleep(PAUSE);
                 }
                 last = Instant::now();
@@ -110,7 +110,7 @@ impl History {
     }
 
     /// The attempt, and what else is there already. Whether that was all.
-    fn take(&self, first: &Attempt, subscription: &mut Subscription, busy: bool) -> bool {
+    fn take(&self, first: Arc<Attempt>, subscription: &mut Subscription, busy: bool) -> bool {
         let mut store = self.lock();
         store.add(first, busy);
         let mut all = false;
@@ -119,7 +119,7 @@ impl History {
                 all = true;
                 break;
             };
-            store.add(&next, busy);
+            store.add(next, busy);
         }
         store.dropped = subscription.dropped();
         let newest = store.newest();
@@ -136,7 +136,7 @@ impl History {
     /// Adds an attempt by hand, as the feed would.
     pub fn add(&self, attempt: &Attempt) {
         let mut store = self.lock();
-        store.add(attempt, false);
+        store.add(Arc::new(attempt.clone()), false);
         let newest = store.newest();
         drop(store);
         self.progress.send_modify(|progress| progress.newest = newest);

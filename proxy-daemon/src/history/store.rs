@@ -11,7 +11,10 @@ use super::{
     MAX_KEPT, ROW,
     chunk::{Chunk, MAX_TEXT, ROWS, Row},
 };
-use crate::flow::{Attempt, Headers, redact};
+use crate::{
+    flow::{Attempt, Evidence, Headers, redact},
+    retry::Class,
+};
 
 /// What few attempts may take in any case, in bytes.
 const LEAST: usize = 4 << 20;
@@ -47,12 +50,10 @@ struct Raw {
 }
 
 impl Raw {
-    fn of(attempt: &Attempt) -> Self {
-        Self {
-            request: attempt.request.headers.clone(),
-            response: attempt.response.as_ref().map(|response| response.headers.clone()),
-            target: Arc::clone(&attempt.request.target),
-        }
+    /// Copied only where somebody else has the attempt as well.
+    fn of(attempt: Arc<Attempt>) -> Self {
+        let Attempt { request, response, .. } = Arc::unwrap_or_clone(attempt);
+        Self { request: request.headers, response: response.map(|response| response.headers), target: request.target }
     }
 
     fn shown(&self) -> Shown {
@@ -70,7 +71,7 @@ impl Raw {
 }
 
 impl Heads {
-    fn of(attempt: &Attempt, at_once: bool) -> Self {
+    fn of(attempt: Arc<Attempt>, at_once: bool) -> Self {
         let raw = Raw::of(attempt);
         let bytes = OVERHEAD + raw.bytes();
         match at_once {
@@ -129,21 +130,28 @@ impl Store {
     }
 
     /// `busy`: many come, and nobody waits to see this one.
-    pub(super) fn add(&mut self, attempt: &Attempt, busy: bool) {
+    pub(super) fn add(&mut self, attempt: Arc<Attempt>, busy: bool) {
         if self.keep == 0 {
             return;
         }
         self.newest += 1;
         let call = attempt.link.call.0;
-        let before = self.calls.put(call, self.newest);
-        if self.calls.len() > MAX_CALLS.get() {
-            self.calls.pop_lru();
-        }
+        // A client that names no call has none to go on with after a success.
+        let named = attempt.link.evidence == Evidence::Exact;
+        let before = if named || Class::of(&attempt).is_failure() {
+            let before = self.calls.put(call, self.newest);
+            if self.calls.len() > MAX_CALLS.get() {
+                self.calls.pop_lru();
+            }
+            before
+        } else {
+            self.calls.pop(&call)
+        };
         let distance = before.and_then(|before| u32::try_from(self.newest - before).ok()).unwrap_or(0);
         if let Some((_, row)) = before.filter(|_| distance > 0).and_then(|before| self.row(before)) {
             row.followed_by(distance);
         }
-        self.open.add(attempt, distance);
+        self.open.add(&attempt, distance);
         if self.open.rows.len() >= self.rows {
             let mut full = std::mem::replace(&mut self.open, Chunk::new());
             full.seal();

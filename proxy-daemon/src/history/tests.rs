@@ -322,7 +322,7 @@ fn the_feed_fills_it() {
     let feed = Feed::default();
     let history = Arc::new(History::new(Clock::start(), 100));
     let filling = history.fill(&feed);
-    (1..=30).for_each(|at| feed.publish(&of(at, 1, at * 10, 200)));
+    (1..=30).for_each(|at| feed.publish(&Arc::new(of(at, 1, at * 10, 200))));
     feed.close();
     filling.join().unwrap();
     assert_eq!(history.attempts(&Query::default()).newest, 30);

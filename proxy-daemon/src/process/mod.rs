@@ -16,6 +16,7 @@ pub mod confine;
 mod containers;
 pub mod janitor;
 pub mod launch;
+mod memory;
 mod peer;
 mod program;
 mod table;
@@ -33,6 +34,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub use calls::Role;
 pub use cgroups::{container, container_of, is_unit, pod, unescape, unit, user};
 pub use containers::{Engines, Named, in_pod};
+pub use memory::release as release_memory;
 pub use peer::peer_groups;
 pub use program::{Environment, bare, environment, program};
 pub use table::ProcessTable;
@@ -59,39 +61,6 @@ pub fn raise_file_limit() {
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
         tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
-/// Gives back what only the start needed: memory that is free, but kept by the
-/// allocator, and our own code, which comes back page by page as it is run.
-pub fn release_memory() {
-    release_code();
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a plain number and may be called at any time.
-    #[allow(unsafe_code)]
-    unsafe {
-        nix::libc::malloc_trim(0);
-    }
-}
-
-fn release_code() {
-    use procfs::process::{MMPermissions, MMapPath, Process};
-    let Ok(me) = Process::myself() else { return };
-    let (Ok(program), Ok(maps)) = (me.exe(), me.maps()) else { return };
-    let code = MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
-    for map in maps {
-        let (from, to) = map.address;
-        let ours = matches!(&map.pathname, MMapPath::Path(path) if *path == program);
-        if !ours || map.perms != code {
-            continue;
-        }
-        let (Ok(start), Ok(length)) = (usize::try_from(from), usize::try_from(to - from)) else { continue };
-        // SAFETY: the mapping is the program's own text, of a file, that nobody
-        // can have written to: its pages are read again as they are needed.
-        #[allow(unsafe_code)]
-        unsafe {
-            nix::libc::madvise(start as *mut nix::libc::c_void, length, nix::libc::MADV_DONTNEED);
-        }
     }
 }
 

@@ -143,7 +143,8 @@ pub(super) struct Exchange {
     /// In force when the attempt began.
     rules: Arc<Active>,
     progress: Progress,
-    attempt: Attempt,
+    /// Its own until it has ended, and everybody's from then on.
+    attempt: Arc<Attempt>,
     body_start: Option<Vec<u8>>,
     /// Of the request's body, where nothing else may tell requests apart.
     digest: Option<Digest>,
@@ -181,6 +182,7 @@ impl Exchange {
         };
         let rules = account.rules.load();
         attempt.call_key = rules.call_key(&attempt);
+        let attempt = Arc::new(attempt);
         let progress = Progress::default();
         let recorded = account.capture.as_ref().and_then(Capture::begin);
         let recorded = recorded.map(|captured| Box::new(Recorded::new(captured, &attempt.request)));
@@ -203,6 +205,10 @@ impl Exchange {
         }
     }
 
+    fn record(&mut self) -> &mut Attempt {
+        Arc::make_mut(&mut self.attempt)
+    }
+
     pub(super) fn method(&self) -> &Arc<str> {
         &self.attempt.request.method
     }
@@ -214,7 +220,10 @@ impl Exchange {
 
     /// Body bytes on their way to the upstream.
     pub(super) fn sent(&mut self, bytes: &[u8]) {
-        self.attempt.sent += bytes.len() as u64;
+        if self.ended {
+            return;
+        }
+        self.record().sent += bytes.len() as u64;
         if let Some(digest) = &mut self.digest {
             digest.add(bytes);
         }
@@ -224,8 +233,9 @@ impl Exchange {
         let Some(start) = &mut self.body_start else { return };
         let room = MAX_BODY_START - start.len();
         start.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        self.attempt.operation = flow::aws::name(&self.attempt.request, Some(start));
-        if start.len() == MAX_BODY_START || self.attempt.operation.name.is_some() {
+        let attempt = Arc::make_mut(&mut self.attempt);
+        attempt.operation = flow::aws::name(&attempt.request, Some(start));
+        if start.len() == MAX_BODY_START || attempt.operation.name.is_some() {
             self.body_start = None;
         }
     }
@@ -235,7 +245,7 @@ impl Exchange {
         if let Some(recorded) = &mut self.recorded {
             recorded.answered(Some(&response), self.account.clock.now());
         }
-        self.attempt.response = Some(response);
+        self.record().response = Some(response);
     }
 
     /// The body has to be read before rules can decide in this phase, or
@@ -248,8 +258,8 @@ impl Exchange {
     /// A body, read because somebody wanted it.
     pub(super) fn read(&mut self, phase: Phase, content: Content) {
         match phase {
-            Phase::Request => self.attempt.request_content = content,
-            Phase::Response => self.attempt.response_content = content,
+            Phase::Request => self.record().request_content = content,
+            Phase::Response => self.record().response_content = content,
         }
     }
 
@@ -266,7 +276,7 @@ impl Exchange {
     /// Notes what the client is told in the upstream's place.
     fn ruled(&mut self, ruling: &Ruling) {
         if ruling.reply.is_some() || ruling.abort.is_some() {
-            self.attempt.injected = Some(Injected {
+            self.record().injected = Some(Injected {
                 status: ruling.reply.as_ref().map(|reply| reply.status),
                 abort: ruling.abort.map(Abort::name),
                 rule: Arc::clone(&ruling.rule),
@@ -291,7 +301,7 @@ impl Exchange {
         }
         match self.account.holds.hold(phase, &self.attempt, ruling) {
             Asked::Held(hold) => {
-                self.attempt.hand.holds += 1;
+                self.record().hand.holds += 1;
                 self.holding = Some(hold.since);
                 Some(hold)
             }
@@ -306,8 +316,9 @@ impl Exchange {
     fn let_go(&mut self, now: Moment) {
         if let Some(since) = self.holding.take() {
             let held = now.since(since);
-            self.attempt.held += held;
-            self.attempt.hand.time += held;
+            let attempt = self.record();
+            attempt.held += held;
+            attempt.hand.time += held;
         }
     }
 
@@ -322,11 +333,12 @@ impl Exchange {
         self.let_go(self.account.clock.now());
         let outcome = holds::outcome(decision, phase, &self.attempt, ruling, self.rules.signs());
         if let Some(ruling) = outcome.ruling.as_ref().filter(|_| outcome.told) {
-            self.attempt.hand.told = true;
-            self.attempt.injected = None;
+            let attempt = self.record();
+            attempt.hand.told = true;
+            attempt.injected = None;
             self.ruled(ruling);
         }
-        self.attempt.hand.asked |= outcome.request.is_some();
+        self.record().hand.asked |= outcome.request.is_some();
         (outcome.ruling, outcome.request)
     }
 
@@ -337,7 +349,7 @@ impl Exchange {
 
     /// A wait that rules impose.
     pub(super) fn delay(&mut self, time: Duration) -> impl Future<Output = ()> + use<> {
-        self.attempt.held += time;
+        self.record().held += time;
         async move {
             if !time.is_zero() {
                 tokio::time::sleep(time).await;
@@ -354,7 +366,8 @@ impl Exchange {
     /// The start of the request's body, before it is on its way.
     pub(super) fn start(&mut self, content: &[u8]) {
         let start = &content[..content.len().min(MAX_BODY_START)];
-        self.attempt.operation = flow::aws::name(&self.attempt.request, Some(start));
+        let attempt = self.record();
+        attempt.operation = flow::aws::name(&attempt.request, Some(start));
         self.body_start = None;
     }
 
@@ -372,7 +385,10 @@ impl Exchange {
 
     /// Body bytes on their way to the client.
     pub(super) fn received(&mut self, bytes: &[u8]) {
-        self.attempt.received += bytes.len() as u64;
+        if self.ended {
+            return;
+        }
+        self.record().received += bytes.len() as u64;
         if let Some(recorded) = &mut self.recorded {
             recorded.received(bytes);
         }
@@ -424,20 +440,26 @@ impl Exchange {
             return;
         }
         self.ended = true;
-        self.attempt.failure = failure;
         let now = self.account.clock.now();
-        if self.holding.is_some() {
+        let unheld = self.holding.is_some();
+        self.let_go(now);
+        let complaint = if unheld { Complaint::default() } else { self.complain() };
+        let digest = self.digest.take();
+        let captured = self.recorded.take().map(|recorded| recorded.finish().into());
+        let attempt = Arc::make_mut(&mut self.attempt);
+        if unheld {
             // The client was told nothing, whatever has come for it.
-            self.let_go(now);
-            self.attempt.injected = Some(Injected { status: None, abort: None, rule: Arc::from(BY_HAND) });
+            attempt.injected = Some(Injected { status: None, abort: None, rule: Arc::from(BY_HAND) });
         }
-        self.attempt.ended = Some(now);
-        self.attempt.complaint = self.complain();
-        self.attempt.body_digest = self.digest.take().and_then(|digest| digest.finish(self.attempt.sent));
-        self.attempt.captured = self.recorded.take().map(|recorded| recorded.finish().into());
-        let link = self.account.ledger().finish(&self.attempt);
-        self.attempt.link = link;
-        self.account.rules.ended(&self.attempt, now);
+        attempt.failure = failure;
+        attempt.ended = Some(now);
+        attempt.complaint = complaint;
+        attempt.body_digest = digest.and_then(|digest| digest.finish(attempt.sent));
+        attempt.captured = captured;
+        attempt.link = self.account.ledger().finish(attempt);
+        self.account.rules.ended(attempt, now);
+        // Bodies that rules had read are nobody's any more.
+        (attempt.request_content, attempt.response_content) = (Content::Unread, Content::Unread);
         self.account.feed.publish(&self.attempt);
         tracing::debug!(
             pid = self.attempt.process.key.pid,
@@ -479,7 +501,7 @@ pub(super) fn unmade(account: &Account, peer: &Peer, started: Moment, failure: F
     };
     attempt.link = ledger.finish(&attempt);
     drop(ledger);
-    account.feed.publish(&attempt);
+    account.feed.publish(&Arc::new(attempt));
 }
 
 /// Neither an answer nor an end, for this time or for ever.

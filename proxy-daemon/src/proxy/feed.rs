@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::flow::{Attempt, Content};
+use crate::flow::Attempt;
 
 #[derive(Debug, Default)]
 pub struct Feed {
@@ -44,16 +44,13 @@ impl Feed {
         Subscription { queue, dropped }
     }
 
-    /// Bodies that rules had read are left out.
-    pub fn publish(&self, attempt: &Attempt) {
+    /// Nothing is copied: what is told of is nobody's to change any more.
+    pub fn publish(&self, attempt: &Arc<Attempt>) {
         if !self.heard.load(Ordering::Relaxed) {
             return;
         }
-        let mut attempt = attempt.clone();
-        (attempt.request_content, attempt.response_content) = (Content::Unread, Content::Unread);
-        let attempt = Arc::new(attempt);
         let mut subscribers = self.lock();
-        subscribers.retain(|subscriber| match subscriber.queue.try_send(Arc::clone(&attempt)) {
+        subscribers.retain(|subscriber| match subscriber.queue.try_send(Arc::clone(attempt)) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 subscriber.dropped.fetch_add(1, Ordering::Relaxed);
@@ -113,9 +110,9 @@ mod tests {
     #[tokio::test]
     async fn every_subscriber_gets_all_that_it_has_room_for() {
         let feed = Feed::default();
-        feed.publish(&attempt());
+        feed.publish(&Arc::new(attempt()));
         let (mut wide, mut narrow) = (feed.subscribe(8), feed.subscribe(2));
-        (0..5).for_each(|_| feed.publish(&attempt()));
+        (0..5).for_each(|_| feed.publish(&Arc::new(attempt())));
         feed.close();
         let mut got = [0, 0];
         while wide.next().await.is_some() {
@@ -132,7 +129,7 @@ mod tests {
     fn who_has_left_is_forgotten() {
         let feed = Feed::default();
         drop(feed.subscribe(1));
-        feed.publish(&attempt());
+        feed.publish(&Arc::new(attempt()));
         assert!(feed.lock().is_empty() && !feed.heard.load(Ordering::Relaxed));
     }
 }

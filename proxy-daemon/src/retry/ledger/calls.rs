@@ -205,10 +205,13 @@ impl Calls {
         self.open.get_mut(&id)
     }
 
-    /// Puts a call aside if it has come to its end.
-    pub(super) fn shelve(&mut self, id: CallId) {
+    /// Puts a call aside if it has come to its end; for good where no attempt
+    /// can follow: it has no name, and none of its attempts `waits` for
+    /// another.
+    pub(super) fn shelve(&mut self, id: CallId, waits: bool) {
         if self.open.peek(&id).is_some_and(Call::settled)
             && let Some(call) = self.open.pop(&id)
+            && (waits || call.name.is_some())
         {
             self.settled.put(id, call);
             self.trim();

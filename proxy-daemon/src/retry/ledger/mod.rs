@@ -335,13 +335,15 @@ impl Ledger {
         if let Some(doubted) = self.calls.get(link.call).and_then(|call| call.doubted.take()) {
             link = self.settle(attempt, doubted);
         }
+        let mut waits = false;
         if let Some(print) = print {
             let (call, number, started) = (link.call, link.number, attempt.started);
             let asked = attempt.complaint.wait;
             let waiting = Waiting { call, number, started, ended, asked, retryable };
             // Clients that number their attempts may try anything again.
             let numbered = link.evidence == Evidence::Exact && class.is_failure();
-            self.tracks.finish(print, ended, (retryable || numbered).then_some(waiting));
+            waits = retryable || numbered;
+            self.tracks.finish(print, ended, waits.then_some(waiting));
         }
         self.count(attempt, &link, (outcome, class), ended);
         if let Some(body) = attempt.body_digest
@@ -349,7 +351,7 @@ impl Ledger {
         {
             call.body = Some(body);
         }
-        self.calls.shelve(link.call);
+        self.calls.shelve(link.call, waits);
         link
     }
 
@@ -364,7 +366,7 @@ impl Ledger {
             return Link { waited, ..link };
         }
         call.begun = call.begun.saturating_sub(1);
-        self.calls.shelve(link.call);
+        self.calls.shelve(link.call, true);
         if let Some(print) = attempt.print.map(Fingerprint::from) {
             self.tracks.put_back(print, doubted);
         }
