@@ -11,7 +11,7 @@ use super::{
     MAX_KEPT, ROW,
     chunk::{Chunk, MAX_TEXT, ROWS, Row},
 };
-use crate::flow::{Attempt, Headers, redact};
+use crate::flow::{Attempt, Headers, Trailers, redact};
 
 /// What few attempts may take in any case, in bytes.
 const LEAST: usize = 4 << 20;
@@ -37,6 +37,7 @@ pub(super) struct Shown {
     pub(super) response: Option<Headers>,
     /// Where the row has only its beginning.
     pub(super) target: Option<Box<str>>,
+    pub(super) trailers: Option<Box<Trailers>>,
 }
 
 #[derive(Debug)]
@@ -44,6 +45,7 @@ struct Raw {
     request: Headers,
     response: Option<Headers>,
     target: Arc<str>,
+    trailers: Option<Box<Trailers>>,
 }
 
 impl Raw {
@@ -52,6 +54,7 @@ impl Raw {
             request: attempt.request.headers.clone(),
             response: attempt.response.as_ref().map(|response| response.headers.clone()),
             target: Arc::clone(&attempt.request.target),
+            trailers: attempt.trailers.clone(),
         }
     }
 
@@ -61,11 +64,15 @@ impl Raw {
             request: redact::headers(&self.request),
             response: self.response.as_ref().map(redact::headers),
             target: (target.len() > MAX_TEXT).then(|| target.into()),
+            trailers: self.trailers.as_ref().map(|it| {
+                Box::new(Trailers { request: redact::headers(&it.request), response: redact::headers(&it.response) })
+            }),
         }
     }
 
     fn bytes(&self) -> usize {
-        self.request.bytes() + self.response.as_ref().map_or(0, Headers::bytes) + self.target.len()
+        let trailers = self.trailers.as_ref().map_or(0, |it| it.request.bytes() + it.response.bytes());
+        self.request.bytes() + self.response.as_ref().map_or(0, Headers::bytes) + self.target.len() + trailers
     }
 }
 

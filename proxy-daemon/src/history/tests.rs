@@ -101,9 +101,15 @@ fn credentials_are_not_kept() {
     it.request.target = "/b?X-Amz-Signature=hush&x=1".into();
     it.request.headers = [("Authorization", "Bearer hush"), ("Cookie", "s=hush")].into_iter().collect();
     it.response.as_mut().unwrap().headers = [("Set-Cookie", "s=hush; Path=/")].into_iter().collect();
+    let after = || [("X-Api-Key", "hush"), ("grpc-status", "0")].into_iter().collect();
+    it.trailers = Some(Box::new(crate::flow::Trailers { request: after(), response: after() }));
     let history = filled(10, [it]);
     let shown = format!("{}{}", serde_json::to_string(&history.attempt(1)).unwrap(), history.curl(1).unwrap().command);
     assert!(!shown.contains("hush") && shown.contains("REDACTED"), "{shown}");
+    let detail = history.attempt(1).unwrap();
+    for trailers in [detail.request_trailers, detail.response_trailers] {
+        assert_eq!(trailers.unwrap().last().map(|field| field.value.clone()), Some("0".into()));
+    }
     // Nor can a question find out.
     for text in ["~hq hush", "~u hush", "~hs hush", "~d me"] {
         assert!(history.attempts(&query(&Filter::parse(text).unwrap())).attempts.is_empty(), "{text}");

@@ -109,7 +109,7 @@ struct Answer {
 
 #[derive(Clone, Debug)]
 enum What {
-    Response(http::Response<Bytes>),
+    Response(http::Response<Bytes>, Option<http::HeaderMap>),
     /// The connection ends without one.
     Broken,
     /// Its body is not in the recording.
@@ -251,9 +251,12 @@ impl Answers {
                 count(&self.counts.given);
                 Err(Broken)
             }
-            What::Response(response) => {
+            What::Response(response, trailers) => {
                 count(&self.counts.given);
-                let mut response = response.clone().map(whole);
+                let mut response = response.clone().map(|body| match trailers {
+                    None => whole(body),
+                    Some(trailers) => followed(body, trailers.clone()),
+                });
                 response.headers_mut().insert(HEADER, HeaderValue::from(answer.id));
                 Ok(response)
             }
@@ -306,6 +309,13 @@ impl Read {
     }
 }
 
+/// A body with trailers; on HTTP/1 in chunks.
+fn followed(bytes: Bytes, trailers: http::HeaderMap) -> Body {
+    let data = (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)));
+    let frames = data.into_iter().chain([Ok(Frame::trailers(trailers))]);
+    BodyExt::boxed_unsync(StreamBody::new(stream::iter(frames)))
+}
+
 fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(Broken::from).boxed_unsync()
 }
@@ -328,6 +338,11 @@ fn missing(why: &str) -> http::Response<Body> {
     response.headers_mut().insert(HEADER, HeaderValue::from_static("none"));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
+}
+
+/// A field that can be sent.
+fn field((name, value): (&[u8], &[u8])) -> Option<(HeaderName, HeaderValue)> {
+    Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
 }
 
 /// What makes requests the same, but for their bodies.
@@ -360,16 +375,23 @@ impl What {
         if let Ok(reason) = hyper::ext::ReasonPhrase::try_from(answer.reason.clone().into_bytes()) {
             response.extensions_mut().insert(reason);
         }
-        for (name, value) in answer.headers.iter() {
-            let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
-            let (Ok(name), Ok(value)) = (name, value) else { continue };
+        let trailers = attempt.trailers.as_ref().map(|it| &it.response).filter(|it| !it.is_empty() && !silent);
+        let trailers: Option<http::HeaderMap> = trailers.map(|fields| fields.iter().filter_map(field).collect());
+        if let Some(trailers) = &trailers {
+            // Without it, they would not be sent on HTTP/1.
+            let names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+            response
+                .headers_mut()
+                .extend(HeaderValue::from_str(&names.join(", ")).ok().map(|it| (header::TRAILER, it)));
+        }
+        for (name, value) in answer.headers.iter().filter_map(field) {
             let of_the_body = (name == header::CONTENT_LENGTH && !silent)
                 || (name == header::CONTENT_ENCODING && recorded.response_body.decoded);
             if !of_the_body && !OF_THE_CONNECTION.contains(&name.as_str()) {
                 response.headers_mut().append(name, value);
             }
         }
-        What::Response(response)
+        What::Response(response, trailers)
     }
 }
 
@@ -394,7 +416,7 @@ mod tests {
     fn status(answers: &Answers, method: &str, target: &str, body: &str) -> Option<u16> {
         let answer = answers.find(&request(method, target), Some(body.as_bytes()))?;
         match &answer.what {
-            What::Response(response) => Some(response.status().as_u16()),
+            What::Response(response, _) => Some(response.status().as_u16()),
             What::Broken => Some(0),
             What::Bodiless => None,
         }
