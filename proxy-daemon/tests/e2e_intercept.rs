@@ -673,6 +673,31 @@ fn an_interrupted_watcher_lets_go() {
     assert_eq!(outcome.text(), "200\n");
 }
 
+/// Killed, so that it cannot say goodbye: its intercept ends, and what it holds
+/// goes on as it came. One that was left in force stays.
+#[test]
+fn a_killed_watcher_holds_nothing_up() {
+    let path = url("/bytes/100");
+    let mut scene = scene(staying(curl(&["--http1.1", &path, &path])));
+    let watcher = scene.hand.intercept(&["~u bytes"]);
+    scene.hand.types(&["intercept", "--detach", "~u elsewhere"]);
+    assert_eq!(scene.hand.types(&["intercept", "--list"]).lines().count(), 2);
+    scene.go();
+    watcher.line("#1 held at its response: 200");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(watcher.pid), Signal::SIGKILL).expect("it runs");
+    let left = until("its intercept has ended", SOON, || {
+        let list = scene.hand.types(&["intercept", "--list"]);
+        (list.lines().count() == 1).then_some(list)
+    });
+    assert!(left.contains("elsewhere"), "{left}");
+    // Neither the first nor the second waits any more.
+    until("both have come", SOON, || (scene.app.stdout.bytes().len() >= 200).then_some(()));
+    assert!(scene.hand.held().is_empty());
+    scene.hand.types(&["intercept", "--off"]);
+    let outcome = scene.finish().code(1);
+    assert_eq!(outcome.stdout, [pattern(100), pattern(100)].concat());
+}
+
 /// gRPC's status is in a field: it is told as any other.
 #[test]
 fn a_status_in_a_field() {

@@ -552,6 +552,82 @@ fn answers_come_from_a_recording() {
     assert_eq!(report.total("attempts"), 3);
 }
 
+/// What the recording has comes out of it; everything else is the service's own,
+/// whole in both directions, and counted.
+#[test]
+fn what_a_recording_lacks_is_asked_of_the_upstream() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(&ca);
+    let folder = folder();
+    let file = folder.path().join("a.jsonl");
+    let script = format!("curl -sS https://{NAME}/hello; curl -sS --http1.1 -d known https://{NAME}/echo");
+    let run = save(Run::new().to(NAME, upstream.address, &ca), &file).option("--save-bodies=1m");
+    run.go(["/bin/sh", "-c", &script]).ok();
+    let before = upstream.received().len();
+    std::fs::write(folder.path().join("big"), common::pattern(3_000_000)).expect("a file");
+    let get = "g() { curl -sS -w '%{http_code} %{http_version} %header{x-retryscope-recording}\n' \"$@\"; }\n";
+    let mut script = get.to_owned();
+    for protocol in ["--http1.1", "--http2"] {
+        for words in [
+            "{N}/hello",
+            "-d known {N}/echo",
+            "-d other {N}/echo",
+            "--data-binary @big -o big-again {N}/echo",
+            "-o some {N}/bytes/2000000?chunked",
+            "{N}/status/404",
+            "-I {N}/bytes/100",
+            "{N}/trailers -o /dev/null",
+        ] {
+            script += &format!("g {protocol} {}\n", words.replace("{N}", &format!("https://{NAME}")));
+        }
+        script += "cmp big big-again && wc -c <some\n";
+    }
+    // Several at a time, on one connection.
+    script +=
+        &format!("curl -sS --http2 -Z -o /dev/null -o /dev/null -o /dev/null https://{NAME}/bytes/[100000-100002]");
+    let run = Run::new().to(NAME, upstream.address, &ca).option("--answer-from").option(&file);
+    let outcome = run.option("--answer-missing=upstream").cwd(folder.path()).go(["/bin/sh", "-c", &script]).ok();
+    let text = outcome.text();
+    for version in ["1.1", "2"] {
+        for part in [
+            "hello from /hello\n200 {V} 1",
+            "known200 {V} 2",
+            "other200 {V} upstream",
+            "this is /status/404\n404 {V} upstream",
+        ] {
+            assert!(text.contains(&part.replace("{V}", version)), "{part}: {text}");
+        }
+    }
+    assert_eq!((text.matches("2000000\n").count(), text.matches("content-length: 100\r\n").count()), (2, 2), "{text}");
+    let received = upstream.received().split_off(before);
+    // Per protocol all but the first two.
+    assert_eq!(received.len(), 2 * 6 + 3, "{received:?}");
+    assert!(received.iter().all(|it| it.target != "/hello"), "{received:?}");
+    let big = common::sha256(&common::pattern(3_000_000));
+    assert_eq!(received.iter().filter(|it| it.body_sha256 == big).count(), 2);
+    let report = outcome.report();
+    let count = |part: &str| {
+        let rows = report.0["fidelity"].as_array().into_iter().flatten();
+        let mut rows = rows.filter(|row| row["text"].as_str().is_some_and(|text| text.contains(part)));
+        rows.next().and_then(|row| row["count"].as_u64())
+    };
+    assert_eq!(
+        (count("came out of the recording"), count("passed on to the upstream")),
+        (Some(4), Some(15)),
+        "{report}"
+    );
+    assert_eq!(report.total("attempts"), 19, "{report}");
+
+    // Nobody there: as where a recording has a failure.
+    drop(upstream);
+    let run = Run::new().map_host(NAME, common::own_address(443)).option("--answer-from").option(&file);
+    let refused =
+        run.option("--answer-missing=upstream").go(words![clients::curl(), "-sS", format!("https://{NAME}/x")]);
+    assert!(refused.finished.code != 0 && refused.report().total("attempts") == 1, "{}", refused.finished);
+    let alone = told(words!["run", "--answer-missing=upstream", "--", "true"]).code(64);
+    assert!(alone.stderr.contains("--answer-from"), "{alone}");
+}
+
 #[test]
 fn requests_are_sent_again() {
     let ca = TestCa::new();
@@ -644,6 +720,52 @@ fn requests_are_sent_again() {
     assert!(ran.text().contains("\"length\":3"), "{ran}");
     let last = upstream.received().pop().expect("a request");
     assert_eq!((&*last.method, &*last.target, last.body_length), ("PUT", "/sink", 3));
+}
+
+/// Several at a time, in both protocols: the server answers none of four before
+/// all of them have come. And as far apart as they were.
+#[test]
+fn several_are_sent_at_a_time() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(&ca);
+    let folder = folder();
+    let file = folder.path().join("a.jsonl");
+    let line = |at: usize, protocol: &str| {
+        format!(
+            r#"{{"type":"attempt","url":"https://{NAME}/together/4?at={at}","protocol":"{protocol}","time":"2026-01-01T00:00:00.{:03}Z","status":200,"response_headers":[["server","test upstream"],["x-path","/together/4"],["set-cookie","a=1"],["set-cookie","b=2"]],"response_body":"all are here\n"}}"#,
+            at * 25
+        )
+    };
+    let map = format!("{NAME}={}", upstream.address);
+    let replay = |more: &[&str]| {
+        let mut words = words!["replay", &file, "--yes", "--map-host", &map, "--upstream-ca", ca.pem()];
+        words.extend(more.iter().map(OsString::from));
+        told(words)
+    };
+    for (protocol, connections) in [("http/1.1", 4), ("h2", 1)] {
+        let before = (upstream.received().len(), upstream.accepted());
+        let text: Vec<String> = (0..16).map(|at| line(at, protocol)).collect();
+        std::fs::write(&file, text.join("\n")).expect("a file");
+        let said = replay(&["--parallel", "4"]).ok();
+        assert!(said.stderr.contains("16 requests sent: 16 answered as recorded"), "{said}");
+        // Not more at a time than was said, and those in the order of the recording.
+        let received = upstream.received().split_off(before.0);
+        let at: Vec<usize> =
+            received.iter().map(|it| it.target.rsplit('=').next().expect("a number").parse().expect("one")).collect();
+        for (number, four) in at.chunks(4).enumerate() {
+            let mut four = four.to_vec();
+            four.sort_unstable();
+            assert_eq!(four, (number * 4..number * 4 + 4).collect::<Vec<_>>(), "{at:?}");
+        }
+        assert_eq!(upstream.accepted() - before.1, connections, "{protocol}");
+    }
+    let began = std::time::Instant::now();
+    replay(&["--parallel", "4", "--as-recorded", "--times", "2"]).ok();
+    assert!(began.elapsed() >= Duration::from_millis(2 * 15 * 25), "{:?}", began.elapsed());
+    let wrong = replay(&["--parallel", "0"]).code(64);
+    assert!(wrong.stderr.contains("--parallel"), "{wrong}");
+    let both = replay(&["--as-recorded", "--rate", "1"]).code(64);
+    assert!(both.stderr.contains("--rate"), "{both}");
 }
 
 /// A daemon records without privileges, goes on where its predecessor ended,

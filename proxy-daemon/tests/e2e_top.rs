@@ -470,7 +470,8 @@ fn spent(pid: i32) -> f64 {
 }
 
 /// Under load it takes less than a twentieth of a core, in either of its busy
-/// views, and in the end has told of every attempt.
+/// views (judged by `cargo xtask bench --page --strict`), and in the end has told
+/// of every attempt.
 #[test]
 fn it_costs_little() {
     const COUNT: u64 = 30_000;
@@ -509,7 +510,9 @@ fn it_costs_little() {
         let share = (spent(pid) - before) / began.elapsed().as_secs_f64();
         let rate = COUNT as f64 / told["seconds"].as_f64().expect("seconds");
         eprintln!("view {view}: {:.2} % of a core at {rate:.0} attempts a second", share * 100.0);
-        assert!(share < 0.05, "view {view} took {:.2} % of a core", share * 100.0);
+        // A machine that has other things to do tells little of a share of time.
+        let most = if common::times_count() { 0.05 } else { 0.5 };
+        assert!(share < most, "view {view} took {:.2} % of a core", share * 100.0);
     }
     pane.shows(&format!("{},000 attempts", 3 * COUNT / 1_000));
     pane.key("q");

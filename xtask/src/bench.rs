@@ -45,6 +45,10 @@ pub(crate) struct Options {
     /// The ledger alone, without sockets: time and memory of ten million attempts
     #[arg(long)]
     ledger: bool,
+    /// The views: how soon the page shows what one does on a million attempts, and
+    /// what the terminal view takes
+    #[arg(long)]
+    page: bool,
     /// The binaries are built; set where the bench becomes root
     #[arg(long, hide = true)]
     built: bool,
@@ -133,6 +137,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return system::run(
             cargo.args(options.quick.then_some("--").into_iter().chain(options.quick.then_some("--quick"))),
         );
+    }
+    if options.page {
+        return crate::test::views(options.quick, options.strict);
     }
     let binaries = if options.built {
         Binaries::of(Profile::Release)

@@ -81,6 +81,36 @@ pub(crate) struct Runner {
     program: Vec<OsString>,
 }
 
+/// What the views cost, told by the tests that fill them. `quick` leaves
+/// optimisation out, `strict` judges what was measured.
+pub(crate) fn views(quick: bool, strict: bool) -> Result<()> {
+    let needed = PROGRAMS.iter().filter(|(program, _)| ["chromium", "node", "npm", "tmux"].contains(program));
+    let missing: Vec<_> = needed.filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    install(&missing)?;
+    let node_clients = node("clients", NODE_CLIENTS)?;
+    let profile = if quick { Profile::Dev } else { Profile::Release };
+    step("Building");
+    let binaries = testbed::build(profile)?;
+    step("Measuring");
+    let mut cargo = system::cargo();
+    cargo.args(["test", "--locked", "-p", "retryscope", "--no-fail-fast"]);
+    cargo.args(matches!(profile, Profile::Release).then_some("--release"));
+    cargo.args(["--test", "e2e_page_speed", "--test", "e2e_top"]);
+    through_root(&mut cargo)?;
+    cargo.env("RETRYSCOPE_TESTBED", &binaries.testbed).env("RETRYSCOPE_TEST_NODE_MODULES", node_clients);
+    cargo.env("RETRYSCOPE_BENCH", if strict { "strict" } else { "show" });
+    cargo.args(["--", "--nocapture", "a_million_attempts_are_at_hand", "it_costs_little"]);
+    system::run(&mut cargo)
+}
+
+/// Test programs run as root, each through `cargo xtask as-root`.
+fn through_root(cargo: &mut Command) -> Result<()> {
+    let me = std::env::current_exe().context("cannot tell where xtask is")?;
+    let runner = serde_json::json!([me.to_string_lossy(), "as-root"]);
+    cargo.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner}"));
+    Ok(())
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut cargo = system::cargo();
     cargo.args(["test", "--locked", "--workspace", "--features", "xtask/testbed"]);
@@ -119,9 +149,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let rust_clients = rust_clients()?;
 
     step("Testing");
-    let me = std::env::current_exe().context("cannot tell where xtask is")?;
-    let runner = serde_json::json!([me.to_string_lossy(), "as-root"]);
-    cargo.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner}"));
+    through_root(&mut cargo)?;
     cargo.env("RETRYSCOPE_TESTBED", &binaries.testbed);
     for (name, python) in [
         ("RETRYSCOPE_TEST_VENV", clients),

@@ -226,6 +226,7 @@ async fn follow(client: &Client, json: bool) -> Result<ExitCode, Failure> {
 pub(super) fn show(event: &HoldEvent, json: bool) -> io::Result<()> {
     let text = match event {
         event if json => format!("{}\n", serde_json::to_string(event).unwrap_or_default()),
+        HoldEvent::Intercept(_) => String::new(),
         HoldEvent::Held(held) => block(held, false),
         HoldEvent::Released(released) => line(released),
         HoldEvent::Over(over) => format!("intercept {} holds no more attempts\n", over.intercept),

@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 
-    /// Leave it in force and return; `--off` ends it
+    /// Leave it in force and return; `--off` ends it. Without, it ends with this command
     #[arg(long)]
     detach: bool,
 
@@ -121,8 +121,8 @@ fn in_force(intercept: &InterceptView) -> String {
 /// Stays until it is interrupted, and takes the intercept away with it.
 async fn watch(client: &Client, new: &NewIntercept, signals: Signals, json: bool) -> Result<ExitCode, Failure> {
     let signals = signals.listen().map_err(|error| Failure::new(70, format!("cannot wait for signals ({error})")))?;
-    let mut events = client.follow_held().await?;
-    let added = client.intercept(new).await?;
+    // It lasts as long as this connection: also a kill ends it.
+    let (added, mut events) = client.intercept_followed(new).await?;
     let id = added.id;
     if !json {
         let help = "`retryscope resume ID` lets one go; Ctrl-C ends this and lets all go";
@@ -143,6 +143,7 @@ async fn watch(client: &Client, new: &NewIntercept, signals: Signals, json: bool
             HoldEvent::Released(released) => released.intercept == id,
             HoldEvent::Over(over) => over.intercept == id,
             HoldEvent::Skipped(_) => true,
+            HoldEvent::Intercept(_) => false,
         };
         if !mine {
             continue;
@@ -151,7 +152,7 @@ async fn watch(client: &Client, new: &NewIntercept, signals: Signals, json: bool
             HoldEvent::Held(_) => waiting += 1,
             HoldEvent::Released(_) => waiting = waiting.saturating_sub(1),
             HoldEvent::Over(_) => over = true,
-            HoldEvent::Skipped(_) => {}
+            HoldEvent::Skipped(_) | HoldEvent::Intercept(_) => {}
         }
         if show(&event, json).is_err() {
             // Nobody reads it any more.

@@ -10,7 +10,7 @@ use clap::Args;
 use super::Failure;
 use crate::{
     control, history,
-    proxy::{Answers, Mapping, Routes},
+    proxy::{Answers, Mapping, Missing, Routes},
     redirect::{self, Choice, Reach, Wanted, Way},
     report::{self, Report, Timeline, assert::Assertion},
     rules::{self, Guard, RuleSet, StopWhen},
@@ -130,9 +130,13 @@ pub(super) struct Options {
     ///
     /// Requests are found by method, host, URL and body; in the order of the
     /// recording, the last answer again and again. What is not in it is
-    /// answered 501.
+    /// answered 501, unless --answer-missing says otherwise.
     #[arg(long, value_name = "FILE")]
     answer_from: Option<PathBuf>,
+
+    /// What becomes of a request that is not in the recording: it is answered 501, or the upstream is asked
+    #[arg(long, value_enum, value_name = "HOW", default_value_t, requires = "answer_from")]
+    answer_missing: AnswerMissing,
 
     /// Keep the latest N attempts for `retryscope flows` and other views; 0 keeps none
     ///
@@ -191,6 +195,24 @@ impl From<Fail> for redirect::Fail {
         match fail {
             Fail::Open => Self::Open,
             Fail::Closed => Self::Closed,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum AnswerMissing {
+    /// It is answered 501, with what it was
+    #[default]
+    Error,
+    /// The upstream is asked, and the report counts it
+    Upstream,
+}
+
+impl From<AnswerMissing> for Missing {
+    fn from(missing: AnswerMissing) -> Self {
+        match missing {
+            AnswerMissing::Error => Missing::Error,
+            AnswerMissing::Upstream => Missing::Upstream,
         }
     }
 }
@@ -308,7 +330,7 @@ impl Options {
         let statsd = self.statsd.as_deref().map(report::statsd::resolve).transpose().map_err(Failure::usage)?;
         let otlp = self.otlp.check(&upstream)?;
         let answers = self.answer_from.as_deref().map(super::recording::load).transpose()?;
-        let answers = answers.map(|recording| Arc::new(Answers::new(&recording)));
+        let answers = answers.map(|recording| Arc::new(Answers::new(&recording, self.answer_missing.into())));
         Ok(Checked {
             rules,
             rule_settings,

@@ -16,13 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream};
+
 use self::{
     compare::{Answer, differences},
     send::{Sender, request},
 };
 use super::{Failure, recording, run::say};
 use crate::{
-    flow::record::Recorded,
+    flow::{Moment, record::Recorded},
     proxy::{Mapping, Routes},
     report::words::plain,
     tls::Upstream,
@@ -34,6 +36,8 @@ const DIFFERS: u8 = 1;
 const IDEMPOTENT: &[&str] = &["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
 /// What can be asked for at once.
 const MAX_TIMES: u64 = 1_000_000;
+/// Requests under way at a time, at most.
+const MAX_PARALLEL: i64 = 256;
 /// Hosts that are named when it is asked whether to send.
 const MAX_NAMED: usize = 5;
 
@@ -67,9 +71,17 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_TIMES))]
     times: u64,
 
-    /// Begin at most so many requests a second; they follow one another in any case
+    /// Have at most so many requests under way at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_PARALLEL))]
+    parallel: u16,
+
+    /// Begin at most so many requests a second, as far as --parallel lets them
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
+
+    /// Begin each as long after the first as it was recorded, as far as --parallel lets it
+    #[arg(long, conflicts_with = "rate")]
+    as_recorded: bool,
 
     /// Send also what may have done something, and would do it again (POST, PATCH)
     #[arg(long)]
@@ -145,27 +157,36 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(70, format!("cannot start the runtime ({error})")))?;
+    if args.as_recorded {
+        ready.sort_by_key(|(_, recorded, _)| recorded.attempt.started);
+    }
+    let due = due(args, ready.iter().map(|(_, recorded, _)| recorded.attempt.started).collect());
     let (same, other) = runtime.block_on(async {
-        let mut sender = Sender::new(upstream, routes, args.to.as_deref()).await?;
+        let sender = Sender::new(upstream, routes, args.to.as_deref()).await?;
         let mut counts = (0_u64, 0_u64);
         let began = Instant::now();
-        for number in 0..args.times {
-            for (at, (id, recorded, request)) in ready.iter().enumerate() {
-                if let Some(rate) = args.rate {
-                    let before = number * ready.len() as u64 + at as u64;
-                    let due = Duration::try_from_secs_f64(before as f64 / rate).unwrap_or(Duration::MAX);
-                    tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+        let all = (0..args.times).flat_map(|time| ready.iter().enumerate().map(move |(at, ready)| (time, at, ready)));
+        // They begin in the order of the recording, and are told of as they are answered.
+        let mut answers = stream::iter(all)
+            .map(|(time, at, (id, recorded, request))| {
+                let (due, sender) = (due(time, at), &sender);
+                async move {
+                    if let Some(due) = due {
+                        tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+                    }
+                    (*id, *recorded, sender.send(request).await)
                 }
-                let answer = sender.send(request).await;
-                let found = differences(recorded, &answer);
-                if found.is_empty() {
-                    counts.0 += 1;
-                } else {
-                    counts.1 += 1;
-                }
-                if !show(*id, recorded, &answer, &found) {
-                    return Ok(counts);
-                }
+            })
+            .buffer_unordered(usize::from(args.parallel));
+        while let Some((id, recorded, answer)) = answers.next().await {
+            let found = differences(recorded, &answer);
+            if found.is_empty() {
+                counts.0 += 1;
+            } else {
+                counts.1 += 1;
+            }
+            if !show(id, recorded, &answer, &found) {
+                break;
             }
         }
         Ok::<_, Failure>(counts)
@@ -175,6 +196,22 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         if same + other == 1 { "1 request".to_owned() } else { format!("{} requests", same + other) }
     ));
     Ok(if other == 0 { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
+}
+
+/// How long after the first of all each is to begin: by which time of sending
+/// all, and by its place among them.
+fn due(args: &Args, began: Vec<Moment>) -> impl Fn(u64, usize) -> Option<Duration> + use<> {
+    let (rate, as_recorded) = (args.rate, args.as_recorded);
+    let first = began.first().copied().unwrap_or_default();
+    let all = began.last().copied().unwrap_or_default().since(first);
+    move |time, at| {
+        if as_recorded {
+            let within = began.get(at).copied().unwrap_or_default().since(first);
+            return Some(all.saturating_mul(u32::try_from(time).unwrap_or(u32::MAX)).saturating_add(within));
+        }
+        let before = time * began.len() as u64 + at as u64;
+        Some(Duration::try_from_secs_f64(before as f64 / rate?).unwrap_or(Duration::MAX))
+    }
 }
 
 /// What may not be done twice is not, unless it is asked for.

@@ -227,15 +227,19 @@ impl Client {
     }
 
     /// An answer that comes bit by bit.
-    async fn stream(&self, path: &str) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
+    async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         // Ends with the answer, which has its other end.
         tokio::spawn(connection);
-        let request = Request::builder().uri(path).header("host", "retryscope").body(Full::new(Bytes::new()));
-        let response = sender.send_request(request.map_err(|error| broken(&error))?).await;
+        let response = sender.send_request(request(method, path, body)?).await;
         let response = response.map_err(|error| broken(&error))?;
         if response.status().is_success() {
             return Ok(response);
@@ -255,15 +259,7 @@ impl Client {
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let mut request = Request::builder().method(method).uri(path).header("host", "retryscope");
-        let body = match body {
-            Some(body) => {
-                request = request.header("content-type", "application/json");
-                serde_json::to_vec(body).map_err(|error| broken(&error))?
-            }
-            None => Vec::new(),
-        };
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| broken(&error))?;
+        let request = request(method, path, body)?;
         let answer = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -285,6 +281,18 @@ impl Client {
         }
         Err(refusal(status, &bytes))
     }
+}
+
+fn request(method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Request<Full<Bytes>>, ClientError> {
+    let mut request = Request::builder().method(method).uri(path).header("host", "retryscope");
+    let body = match body {
+        Some(body) => {
+            request = request.header("content-type", "application/json");
+            serde_json::to_vec(body).map_err(|error| ClientError::Broken(error.to_string()))?
+        }
+        None => Vec::new(),
+    };
+    request.body(Full::new(Bytes::from(body))).map_err(|error| ClientError::Broken(error.to_string()))
 }
 
 /// What the instance answered instead.

@@ -404,6 +404,9 @@ pub struct Skipped {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", content = "data", rename_all = "lowercase")]
 pub enum HoldEvent {
+    /// The intercept that lasts as long as this is followed; the first event
+    /// where one was asked for.
+    Intercept(InterceptView),
     Held(Box<HeldView>),
     Released(Released),
     Over(Over),

@@ -86,6 +86,7 @@ impl Client {
             .with("to", span.to_ms)
             .with("buckets", Some(span.buckets))
             .with("before", span.before)
+            .with("processes", Some(span.processes))
             .with("filter", filter);
         self.look(question).await
     }

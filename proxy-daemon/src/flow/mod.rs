@@ -171,6 +171,14 @@ pub struct Response {
     pub headers: Headers,
 }
 
+/// The fields that came after bodies (RFC 9110 §6.5).
+#[derive(Clone, Debug, Default)]
+pub struct Trailers {
+    pub request: Headers,
+    /// As the client got them.
+    pub response: Headers,
+}
+
 /// What a rule made of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Injected {
@@ -293,6 +301,8 @@ pub struct Attempt {
     /// HTTP/1 with a length, before it where chunked).
     pub sent: u64,
     pub received: u64,
+    /// The fields after bodies, where there were any.
+    pub trailers: Option<Box<Trailers>>,
     /// What a recording has besides; empty until it has ended.
     pub captured: Option<Arc<Captured>>,
 }
@@ -325,6 +335,7 @@ impl Attempt {
             ended: None,
             sent: 0,
             received: 0,
+            trailers: None,
             captured: None,
         }
     }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use super::block::{BLOCK, Block};
 use crate::{
     flow::{Attempt, Evidence, Failure, Moment, Protocol, redact},
     process::{Facts, Process},
@@ -88,6 +89,17 @@ const NONE: u64 = u64::MAX;
 impl Row {
     pub(super) fn wait(&self) -> Option<Duration> {
         time(self.waited)
+    }
+
+    /// When it began, or began to be waited for, in ns.
+    pub(super) fn begun(&self) -> u64 {
+        let wait = self.wait().map_or(0, |wait| u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        self.started.saturating_sub(wait)
+    }
+
+    /// It was under way, or waited for, within `[from, to]`.
+    pub(super) fn lies_in(&self, (from, to): (u64, u64)) -> bool {
+        self.ended >= from && self.begun() <= to
     }
 
     pub(super) fn waited_for_rule(&self) -> bool {
@@ -173,6 +185,8 @@ struct Remembered {
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
     pub(super) rows: Vec<Row>,
+    /// What each [`BLOCK`] rows come to, once nothing is added any more.
+    pub(super) blocks: Box<[Block]>,
     texts: Texts,
     addresses: Vec<IpAddr>,
     aborts: Vec<&'static str>,
@@ -191,6 +205,7 @@ impl Chunk {
     pub(super) fn seal(&mut self) {
         self.known = None;
         self.rows.shrink_to_fit();
+        self.blocks = self.rows.chunks(BLOCK).map(Block::of).collect();
         self.texts.bytes.shrink_to_fit();
         self.texts.ends.shrink_to_fit();
         self.addresses.shrink_to_fit();
@@ -201,6 +216,7 @@ impl Chunk {
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.rows.capacity() * size_of::<Row>()
+            + self.blocks.len() * size_of::<Block>()
             + self.texts.bytes.capacity()
             + self.texts.ends.capacity() * size_of::<u32>()
             + self.addresses.capacity() * size_of::<IpAddr>()

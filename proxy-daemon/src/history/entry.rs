@@ -193,6 +193,10 @@ fn fields(headers: &Headers) -> Vec<Field> {
     headers.iter().map(|(name, value)| Field { name: text(name), value: text(value) }).collect()
 }
 
+fn some_fields(headers: &Headers) -> Option<Vec<Field>> {
+    (!headers.is_empty()).then(|| fields(headers))
+}
+
 /// One attempt in full. Credentials read `REDACTED`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptDetail {
@@ -207,6 +211,11 @@ pub struct AttemptDetail {
     /// As the upstream sent them; absent where there was no response, or they
     /// are not kept any more.
     pub response_headers: Option<Vec<Field>>,
+    /// The fields after bodies; absent where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_trailers: Option<Vec<Field>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_trailers: Option<Vec<Field>>,
     /// The call's attempts that ended before this one and after it.
     pub previous: Option<u64>,
     pub next: Option<u64>,
@@ -221,6 +230,8 @@ impl AttemptDetail {
             origin: attempt.origin.to_string(),
             request_headers: Some(fields(&attempt.request.headers)),
             response_headers: attempt.response.as_ref().map(|response| fields(&response.headers)),
+            request_trailers: attempt.trailers.as_ref().and_then(|it| some_fields(&it.request)),
+            response_trailers: attempt.trailers.as_ref().and_then(|it| some_fields(&it.response)),
             previous: None,
             next: None,
         }
@@ -232,12 +243,15 @@ impl AttemptDetail {
         if let Some(target) = heads.and_then(|heads| heads.target.as_deref()) {
             attempt.url = format!("https://{}{target}", chunk.text(row.authority).unwrap_or_default());
         }
+        let trailers = heads.and_then(|heads| heads.trailers.as_deref());
         Self {
             attempt,
             client: chunk.client(row).to_string(),
             origin: chunk.origin(row).to_string(),
             request_headers: heads.map(|heads| fields(&heads.request)),
             response_headers: heads.and_then(|heads| heads.response.as_ref()).map(fields),
+            request_trailers: trailers.and_then(|it| some_fields(&it.request)),
+            response_trailers: trailers.and_then(|it| some_fields(&it.response)),
             previous: id.checked_sub(u64::from(row.previous)).filter(|_| row.previous > 0),
             next: row.next().map(|distance| id + u64::from(distance)),
         }

@@ -10,6 +10,7 @@
 //! question can find them; an attempt takes [`ROW`] bytes on the average, or
 //! older ones go before their time; heads are kept for the latest alone,
 //! within [`HEADS`] bytes; what was missed is counted, and told.
+mod block;
 mod chunk;
 mod curl;
 mod entry;

@@ -7,6 +7,7 @@ use std::{borrow::Borrow, collections::HashMap, hash::Hash, ops::ControlFlow, sy
 
 use super::{
     AttemptDetail, AttemptEntry, CallEntry, CallsPage, Curl, History, Page,
+    block::{BLOCK, Block},
     chunk::{Chunk, Row},
     scratch::Scratch,
     store::{Heads, Store},
@@ -24,6 +25,9 @@ use crate::{
 pub const SCANNED: u64 = 50_000;
 /// The most attempts or calls in one answer.
 pub const MAX_LIMIT: usize = 1_000;
+/// Attempts are numbered in about the order of their ends: not further apart
+/// than this, in ns.
+pub(super) const SLACK: u64 = 1_000_000_000;
 /// How many attempts of a call are shown.
 const LANES: usize = 100;
 
@@ -36,11 +40,23 @@ pub struct Query<'a> {
     /// Only those that ended before this one, and after that one.
     pub before: Option<u64>,
     pub after: Option<u64>,
+    /// Only those that were under way, or waited for, within this time: in ms
+    /// since the instance's start.
+    pub from_ms: Option<f64>,
+    pub to_ms: Option<f64>,
+}
+
+impl Query<'_> {
+    /// Which time, in ns, ends included.
+    fn time(&self) -> (u64, u64) {
+        let nanos = |ms: f64| (ms.max(0.0) * 1e6) as u64;
+        (self.from_ms.map_or(0, nanos), self.to_ms.map_or(u64::MAX, nanos))
+    }
 }
 
 impl Default for Query<'_> {
     fn default() -> Self {
-        Self { filter: None, limit: 100, before: None, after: None }
+        Self { filter: None, limit: 100, before: None, after: None, from_ms: None, to_ms: None }
     }
 }
 
@@ -99,25 +115,40 @@ impl Met<'_> {
 
 impl History {
     /// Goes through what is kept before `before`, newest first. The chunk that
-    /// is being filled is looked at while nothing is added.
+    /// is being filled is looked at while nothing is added. `pass` says of
+    /// what several of them come to whether none of these need be visited.
     pub(super) fn walk(
         &self,
         filter: Option<&Filter>,
         before: Option<u64>,
+        mut pass: impl FnMut(&Block) -> bool,
         mut visit: impl FnMut(Met<'_>) -> ControlFlow<()>,
     ) -> Extent {
         let store = self.lock();
         let extent = Extent::of(&store);
-        let (first, heads) = if filter.is_some_and(Filter::needs_heads) { store.all_heads() } else { (0, Vec::new()) };
+        let (with_heads, heads) =
+            if filter.is_some_and(Filter::needs_heads) { store.all_heads() } else { (0, Vec::new()) };
         let before = before.unwrap_or(u64::MAX);
         let mut one = |start: u64, chunk: &Chunk| {
-            for (at, row) in chunk.rows.iter().enumerate().rev() {
+            let mut at = chunk.rows.len();
+            while let Some(below) = at.checked_sub(1) {
+                // At a block's last row, if all of the block is asked for.
+                let first = below - below % BLOCK;
+                if (at == chunk.rows.len() || at.is_multiple_of(BLOCK))
+                    && start + first as u64 >= extent.oldest
+                    && start + (below as u64) < before
+                    && chunk.blocks.get(first / BLOCK).is_some_and(&mut pass)
+                {
+                    at = first;
+                    continue;
+                }
+                at = below;
                 let id = start + at as u64;
                 if id < extent.oldest {
                     return ControlFlow::Break(());
                 }
-                if id < before {
-                    let place = id.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                if let Some(row) = chunk.rows.get(at).filter(|_| id < before) {
+                    let place = id.checked_sub(with_heads).and_then(|at| usize::try_from(at).ok());
                     let heads = place.and_then(|at| heads.get(at));
                     visit(Met { id, chunk: (start, chunk), row, heads })?;
                 }
@@ -143,8 +174,10 @@ impl History {
         let after = query.after.unwrap_or(0);
         let mut page = Page::default();
         let mut sieve = Sieve::new(query.filter);
-        let extent = self.walk(query.filter, query.before, |met| {
-            if met.id <= after {
+        let time = query.time();
+        let pass = |block: &Block| block.lies_outside(time);
+        let extent = self.walk(query.filter, query.before, pass, |met| {
+            if met.id <= after || met.row.ended.saturating_add(SLACK) < time.0 {
                 return ControlFlow::Break(());
             }
             if page.attempts.len() >= limit || page.scanned >= SCANNED {
@@ -152,7 +185,7 @@ impl History {
                 return ControlFlow::Break(());
             }
             page.scanned += 1;
-            if met.passes(&mut sieve) {
+            if met.row.lies_in(time) && met.passes(&mut sieve) {
                 page.attempts.push(AttemptEntry::of(met.id, met.chunk.1, met.row, &self.clock));
             }
             ControlFlow::Continue(())
@@ -184,42 +217,48 @@ impl History {
         // The latest attempts of calls; what belongs to them is looked up
         // afterwards, wherever it is.
         let mut latest = Vec::new();
-        let extent = self.walk(None, query.before, |Met { id, row, .. }| {
-            if id <= after {
-                return ControlFlow::Break(());
-            }
-            // Each is looked at once more.
-            if scanned >= SCANNED / 2 {
-                next = Some(id + 1);
-                return ControlFlow::Break(());
-            }
-            scanned += 1;
-            if row.next().is_none() {
-                latest.push(id);
-            }
-            ControlFlow::Continue(())
-        });
+        let time = query.time();
+        let extent = self.walk(
+            None,
+            query.before,
+            |_| false,
+            |Met { id, row, .. }| {
+                if id <= after || row.ended.saturating_add(SLACK) < time.0 {
+                    return ControlFlow::Break(());
+                }
+                // Each is looked at once more.
+                if scanned >= SCANNED / 2 {
+                    next = Some(id + 1);
+                    return ControlFlow::Break(());
+                }
+                scanned += 1;
+                if row.next().is_none() {
+                    latest.push(id);
+                }
+                ControlFlow::Continue(())
+            },
+        );
         let (mut calls, mut sieve) = (Vec::new(), Sieve::new(query.filter));
         for id in latest {
             if calls.len() >= limit {
                 next = Some(id + 1);
                 break;
             }
-            calls.extend(self.call(id, &mut sieve));
+            calls.extend(self.call(id, time, &mut sieve));
         }
         let Extent { oldest, newest, dropped } = extent;
         CallsPage { calls, scanned, unknown: sieve.unknown, next, oldest, newest, dropped }
     }
 
     /// The call whose latest attempt this is, if the filter takes any of its
-    /// attempts.
-    fn call(&self, latest: u64, sieve: &mut Sieve<'_>) -> Option<CallEntry> {
+    /// attempts within this time.
+    fn call(&self, latest: u64, time: (u64, u64), sieve: &mut Sieve<'_>) -> Option<CallEntry> {
         let store = self.lock();
         let (mut passes, mut found) = (false, Vec::new());
         let mut id = Some(latest);
         while let Some(this) = id.filter(|id| *id >= store.oldest() && found.len() < LANES) {
             let Some((start, chunk, row)) = store.place(this) else { break };
-            passes = passes || sieve.passes((start, chunk), row, store.heads(this));
+            passes = passes || row.lies_in(time) && sieve.passes((start, chunk), row, store.heads(this));
             found.push((this, chunk, row));
             id = this.checked_sub(u64::from(row.previous)).filter(|_| row.previous > 0);
         }
@@ -278,29 +317,34 @@ impl History {
         let [services, operations, comms, hosts, methods, containers] = &mut texts;
         let (mut statuses, mut pids) = (Seen::new(), Seen::new());
         let mut left = ASKED;
-        self.walk(None, None, |Met { chunk: (_, chunk), row, .. }| {
-            let add = |seen: &mut Seen<String>, at| {
-                if let Some(text) = chunk.text(at) {
-                    seen.add(text);
+        self.walk(
+            None,
+            None,
+            |_| false,
+            |Met { chunk: (_, chunk), row, .. }| {
+                let add = |seen: &mut Seen<String>, at| {
+                    if let Some(text) = chunk.text(at) {
+                        seen.add(text);
+                    }
+                };
+                add(services, row.service);
+                add(operations, row.operation);
+                add(hosts, row.authority);
+                add(methods, row.method);
+                [row.status(), row.told()].into_iter().flatten().for_each(|status| statuses.add(&status));
+                if let Some(process) = chunk.process(row) {
+                    let facts = process.facts();
+                    comms.add(&facts.comm);
+                    pids.add(&process.key.pid);
+                    let container = facts.cgroup.as_deref().and_then(process::container);
+                    if let Some(name) = facts.container_name.as_deref().or(container) {
+                        containers.add(name);
+                    }
                 }
-            };
-            add(services, row.service);
-            add(operations, row.operation);
-            add(hosts, row.authority);
-            add(methods, row.method);
-            [row.status(), row.told()].into_iter().flatten().for_each(|status| statuses.add(&status));
-            if let Some(process) = chunk.process(row) {
-                let facts = process.facts();
-                comms.add(&facts.comm);
-                pids.add(&process.key.pid);
-                let container = facts.cgroup.as_deref().and_then(process::container);
-                if let Some(name) = facts.container_name.as_deref().or(container) {
-                    containers.add(name);
-                }
-            }
-            left -= 1;
-            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+                left -= 1;
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        );
         let [services, operations, comms, hosts, methods, containers] = texts.map(Seen::values);
         Known {
             services,

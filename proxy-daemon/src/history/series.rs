@@ -1,5 +1,6 @@
 //! Counts over time, for charts.
 use std::{
+    cell::RefCell,
     collections::{HashMap, hash_map::Entry},
     ops::ControlFlow,
 };
@@ -9,8 +10,9 @@ use utoipa::ToSchema;
 
 use super::{
     History, MAX_KEPT, SCANNED,
+    block::Block,
     chunk::{Chunk, Row},
-    query::{Extent, Sieve},
+    query::{Extent, SLACK, Sieve},
 };
 use crate::{
     flow::{Moment, filter::Filter},
@@ -24,9 +26,6 @@ pub const MAX_BUCKETS: usize = 1_000;
 /// How many processes are told apart, and how many of those are told of.
 const MAX_PROCESSES: usize = 64;
 const TOLD: usize = 16;
-/// Attempts are numbered in about the order of their ends: not further apart
-/// than this.
-const SLACK: u64 = 1_000_000_000;
 
 /// Which time, divided into how many parts. Counted from the instance's start,
 /// in ms.
@@ -39,6 +38,9 @@ pub struct Span {
     pub buckets: usize,
     /// As of [`super::Query`].
     pub before: Option<u64>,
+    /// Whether each process is told of on its own, too: then every attempt has
+    /// to be looked at.
+    pub processes: bool,
 }
 
 /// What ended within one part of the time.
@@ -57,7 +59,16 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    fn count(&mut self, row: &Row) {
+    fn add(&mut self, other: &Bucket) {
+        self.attempts += other.attempts;
+        self.retries += other.retries;
+        self.throttled += other.throttled;
+        self.failed += other.failed;
+        self.injected += other.injected;
+        self.backoff_ms += other.backoff_ms;
+    }
+
+    pub(super) fn count(&mut self, row: &Row) {
         self.attempts += 1;
         self.retries += u64::from(row.number > 1);
         self.throttled += u64::from(row.class == Class::Throttled);
@@ -111,6 +122,11 @@ impl Parts {
         ((self.to - self.from) / self.count as u64).max(1)
     }
 
+    /// The one part that all of a time lies in.
+    fn whole(self, first: u64, last: u64) -> Option<usize> {
+        self.at(first).filter(|at| self.at(last) == Some(*at))
+    }
+
     fn at(self, moment: u64) -> Option<usize> {
         let at = moment.checked_sub(self.from).filter(|_| moment < self.to)? / self.length();
         Some(usize::try_from(at).unwrap_or(usize::MAX).min(self.count - 1))
@@ -147,13 +163,26 @@ impl Filling {
             bucket.count(row);
             self.attempts += 1;
         }
-        let Some(wait) = row.wait() else { return };
-        let start = row.started.saturating_sub(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        for (at, nanos) in parts.shares(start, row.started) {
+        for (at, nanos) in parts.shares(row.begun(), row.started) {
             if let Some(bucket) = self.buckets.get_mut(at) {
                 bucket.backoff_ms += nanos as f64 / 1e6;
             }
         }
+    }
+}
+
+impl Filling {
+    /// Takes a block as a whole, if it lies in one part.
+    fn add_block(&mut self, block: &Block, parts: Parts) -> bool {
+        let Some(at) = parts.whole(block.ended.0, block.ended.1) else { return false };
+        let (start, end) = block.waits;
+        if start < end && parts.whole(start, end - 1) != Some(at) {
+            return false;
+        }
+        let Some(bucket) = self.buckets.get_mut(at) else { return false };
+        bucket.add(&block.counts);
+        self.attempts += block.counts.attempts;
+        true
     }
 }
 
@@ -168,12 +197,18 @@ impl History {
         let to = span.to_ms.map_or_else(|| self.clock.now().0, nanos);
         let from = span.from_ms.map(nanos).or_else(oldest).unwrap_or(0).min(to.saturating_sub(1));
         let parts = Parts { from, to: to.max(from + 1), count: span.buckets.clamp(1, MAX_BUCKETS) };
-        let mut all = Filling::new(parts.count, "");
+        let all = RefCell::new(Filling::new(parts.count, ""));
         let mut processes: HashMap<ProcessKey, Filling> = HashMap::new();
         let bound = if filter.is_some() { SCANNED } else { MAX_KEPT as u64 };
         let (mut scanned, mut next) = (0, None);
         let mut sieve = Sieve::new(filter);
-        let extent = self.walk(filter, span.before, |met| {
+        let by_block = filter.is_none() && !span.processes;
+        let pass = |block: &Block| {
+            block.ended.1 < parts.from
+                || block.ended.0 >= parts.to
+                || (by_block && all.borrow_mut().add_block(block, parts))
+        };
+        let extent = self.walk(filter, span.before, pass, |met| {
             let row = met.row;
             if row.ended.saturating_add(SLACK) < parts.from {
                 return ControlFlow::Break(());
@@ -184,8 +219,10 @@ impl History {
             }
             scanned += 1;
             if row.ended_in(Moment(parts.from), Moment(parts.to)) && met.passes(&mut sieve) {
-                all.add(row, parts);
-                of_process(&mut processes, met.chunk.1, row, parts);
+                all.borrow_mut().add(row, parts);
+                if span.processes {
+                    of_process(&mut processes, met.chunk.1, row, parts);
+                }
             }
             ControlFlow::Continue(())
         });
@@ -198,7 +235,7 @@ impl History {
             from_ms: since(parts.from),
             to_ms: since(parts.to),
             bucket_ms: parts.length() as f64 / 1e6,
-            buckets: all.buckets,
+            buckets: all.into_inner().buckets,
             processes: processes
                 .into_iter()
                 .map(|(key, filling)| ProcessSeries {

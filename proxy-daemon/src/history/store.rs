@@ -12,7 +12,7 @@ use super::{
     chunk::{Chunk, MAX_TEXT, ROWS, Row},
 };
 use crate::{
-    flow::{Attempt, Evidence, Headers, redact},
+    flow::{Attempt, Evidence, Headers, Trailers, redact},
     retry::Class,
 };
 
@@ -40,6 +40,7 @@ pub(super) struct Shown {
     pub(super) response: Option<Headers>,
     /// Where the row has only its beginning.
     pub(super) target: Option<Box<str>>,
+    pub(super) trailers: Option<Box<Trailers>>,
 }
 
 #[derive(Debug)]
@@ -47,13 +48,19 @@ struct Raw {
     request: Headers,
     response: Option<Headers>,
     target: Arc<str>,
+    trailers: Option<Box<Trailers>>,
 }
 
 impl Raw {
     /// Copied only where somebody else has the attempt as well.
     fn of(attempt: Arc<Attempt>) -> Self {
-        let Attempt { request, response, .. } = Arc::unwrap_or_clone(attempt);
-        Self { request: request.headers, response: response.map(|response| response.headers), target: request.target }
+        let Attempt { request, response, trailers, .. } = Arc::unwrap_or_clone(attempt);
+        Self {
+            request: request.headers,
+            response: response.map(|response| response.headers),
+            target: request.target,
+            trailers,
+        }
     }
 
     fn shown(&self) -> Shown {
@@ -62,11 +69,15 @@ impl Raw {
             request: redact::headers(&self.request),
             response: self.response.as_ref().map(redact::headers),
             target: (target.len() > MAX_TEXT).then(|| target.into()),
+            trailers: self.trailers.as_ref().map(|it| {
+                Box::new(Trailers { request: redact::headers(&it.request), response: redact::headers(&it.response) })
+            }),
         }
     }
 
     fn bytes(&self) -> usize {
-        self.request.bytes() + self.response.as_ref().map_or(0, Headers::bytes) + self.target.len()
+        let trailers = self.trailers.as_ref().map_or(0, |it| it.request.bytes() + it.response.bytes());
+        self.request.bytes() + self.response.as_ref().map_or(0, Headers::bytes) + self.target.len() + trailers
     }
 }
 

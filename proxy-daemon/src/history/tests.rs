@@ -101,9 +101,15 @@ fn credentials_are_not_kept() {
     it.request.target = "/b?X-Amz-Signature=hush&x=1".into();
     it.request.headers = [("Authorization", "Bearer hush"), ("Cookie", "s=hush")].into_iter().collect();
     it.response.as_mut().unwrap().headers = [("Set-Cookie", "s=hush; Path=/")].into_iter().collect();
+    let after = || [("X-Api-Key", "hush"), ("grpc-status", "0")].into_iter().collect();
+    it.trailers = Some(Box::new(crate::flow::Trailers { request: after(), response: after() }));
     let history = filled(10, [it]);
     let shown = format!("{}{}", serde_json::to_string(&history.attempt(1)).unwrap(), history.curl(1).unwrap().command);
     assert!(!shown.contains("hush") && shown.contains("REDACTED"), "{shown}");
+    let detail = history.attempt(1).unwrap();
+    for trailers in [detail.request_trailers, detail.response_trailers] {
+        assert_eq!(trailers.unwrap().last().map(|field| field.value.clone()), Some("0".into()));
+    }
     // Nor can a question find out.
     for text in ["~hq hush", "~u hush", "~hs hush", "~d me"] {
         assert!(history.attempts(&query(&Filter::parse(text).unwrap())).attempts.is_empty(), "{text}");
@@ -193,7 +199,7 @@ fn heads_of_a_flood_have_no_credentials_either() {
     let mut store = Store::new(10, 1 << 20);
     let mut it = of(1, 1, 10, 200);
     it.request.headers = [("Authorization", "Bearer hush"), ("Host", "a.test")].into_iter().collect();
-    store.add(&it, true);
+    store.add(Arc::new(it), true);
     let shown = store.heads(1).unwrap().shown();
     assert_eq!(shown.request.text("host"), Some("a.test"));
     assert!(!shown.request.text("authorization").unwrap().contains("hush"));
@@ -205,7 +211,7 @@ fn heads_keep_within_their_bytes() {
     let mut it = of(1, 1, 10, 200);
     it.request.headers = [("X-Long", &*"x".repeat(3_000))].into_iter().collect::<Headers>();
     for _ in 0..100 {
-        store.add(&it, false);
+        store.add(Arc::new(it.clone()), false);
     }
     let (_, heads) = store.bytes();
     assert!((10_000..=20_000).contains(&heads), "{heads}");
@@ -252,7 +258,7 @@ fn counts_over_time() {
     let facts = Facts { comm: "other".into(), ..Facts::default() };
     other.process = Arc::new(Process::new(ProcessKey { pid: 43, start_ticks: 7 }, 1, 0, facts));
     let history = filled(100, [of(1, 1, 10, 429), of(1, 2, 30, 503), of(1, 3, 55, 200), other, of(2, 1, 100, 200)]);
-    let span = Span { from_ms: Some(0.0), to_ms: Some(100.0), buckets: 2, before: None };
+    let span = Span { from_ms: Some(0.0), to_ms: Some(100.0), buckets: 2, before: None, processes: true };
     let series = history.series(&span, None);
     let shown = |bucket: &Bucket| (bucket.attempts, bucket.retries, bucket.throttled, bucket.failed, bucket.backoff_ms);
     // The third attempt's wait, from 50 to 53, lies in the second half.
@@ -261,8 +267,60 @@ fn counts_over_time() {
     let processes: Vec<_> = series.processes.iter().map(|it| (it.pid, &*it.comm, it.attempts)).collect();
     assert_eq!(processes, [(42, "python3", 3), (43, "other", 1)]);
     let filter = Filter::parse("~pid 43").unwrap();
+    let span = Span { processes: false, ..span };
     let series = history.series(&span, Some(&filter));
+    assert_eq!(series.processes, []);
     assert_eq!(series.buckets.iter().map(|bucket| bucket.attempts).sum::<u64>(), 1);
+}
+
+/// Blocks of rows are counted, or passed by, as a whole: with the same result
+/// as each row for itself.
+#[test]
+fn sums_are_those_of_each_attempt() {
+    let many = (1..=20_000_u64).map(|at| {
+        let mut it = of(at / 3, 1 + (at % 3) as u32, 100 + at * 3 + at * at % 17, if at % 5 == 0 { 429 } else { 200 });
+        // Some are under way for long, and some are waited for.
+        if at % 1_000 == 0 {
+            it.started = Moment(it.started.0.saturating_sub(9_000_000_000));
+        }
+        it.link.waited = it.link.waited.filter(|_| at % 7 == 0);
+        it
+    });
+    let history = filled(20_000, many);
+    let all = Filter::parse("~all").unwrap();
+    for (from, to, buckets) in
+        [(0.0, 70_000.0, 300), (0.0, 70_000.0, 1), (30_000.0, 30_500.0, 37), (59_000.0, 90_000.0, 9)]
+    {
+        let span = Span { from_ms: Some(from), to_ms: Some(to), buckets, before: None, processes: false };
+        let by_block = history.series(&span, None);
+        let by_row = history.series(&Span { processes: true, ..span }, Some(&all));
+        for (one, other) in by_block.buckets.iter().zip(&by_row.buckets) {
+            let counts = |it: &Bucket| (it.attempts, it.retries, it.throttled, it.failed, it.injected);
+            assert_eq!(counts(one), counts(other), "{from} to {to}");
+            assert!((one.backoff_ms - other.backoff_ms).abs() < 1e-6, "{one:?} {other:?}");
+        }
+        assert_eq!(by_block.next, None);
+        let (mut before, mut found) = (None, Vec::new());
+        loop {
+            let query = Query { limit: 777, before, from_ms: Some(from), to_ms: Some(to), ..Query::default() };
+            let page = history.attempts(&query);
+            // What lies far from it is not looked at.
+            assert!(page.scanned as usize <= page.attempts.len() + 6_000, "{} {}", page.scanned, page.attempts.len());
+            found.extend(page.attempts);
+            before = page.next;
+            if before.is_none() {
+                break;
+            }
+        }
+        let within = |it: &AttemptEntry| it.at_ms + it.took_ms >= from && it.at_ms - it.waited_ms.unwrap_or(0.0) <= to;
+        let every =
+            std::iter::successors(Some(history.attempts(&Query { limit: MAX_LIMIT, ..Query::default() })), |page| {
+                page.next
+                    .map(|next| history.attempts(&Query { limit: MAX_LIMIT, before: Some(next), ..Query::default() }))
+            });
+        let expected: Vec<u64> = every.flat_map(|page| page.attempts).filter(within).map(|it| it.id).collect();
+        assert_eq!(found.iter().map(|it| it.id).collect::<Vec<_>>(), expected, "{from} to {to}");
+    }
 }
 
 #[test]
@@ -340,7 +398,7 @@ fn attempts_keep_within_the_bound() {
         it.link.call = CallId(number / 2);
         it.connection.0 = number / 100;
         it.request.target = format!("/bucket-of-some-team/folder/object-{number:08}?x-id=GetObject").into();
-        store.add(&it, false);
+        store.add(Arc::new(it.clone()), false);
     }
     let (rows, heads) = store.bytes();
     assert_eq!((store.oldest(), store.newest()), (1, KEPT as u64));
@@ -358,7 +416,7 @@ fn long_ones_take_the_place_of_more() {
         it.process = Arc::new(Process::new(ProcessKey { pid: number + 1, start_ticks: 7 }, 1, 0, facts));
         it.request.target = format!("/{number}/{}", "y".repeat(5_000)).into();
         it.response = Some(Response { status: 200, reason: "z".repeat(500), headers: Headers::default() });
-        store.add(&it, false);
+        store.add(Arc::new(it.clone()), false);
         let (rows, heads) = store.bytes();
         // The chunk that is being filled is never thrown away.
         assert!(rows <= 20_000 * ROW + 1250 * 8 * 1024 && heads <= 1 << 20, "{rows} {heads}");

@@ -4,8 +4,10 @@
 //! in the order of the recording, the last answer again and again. Requests
 //! are the same by method, authority and target without what signs them, and
 //! by their body where the recording has it. What is not there is said to be
-//! so, never made up. A connection's upstream is then a server in this
+//! so, never made up, or asked of the real upstream. A connection's upstream is then a server in this
 //! process, so that rules act, and attempts are counted, as ever.
+mod real;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -16,15 +18,19 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::{
-    body::Incoming,
+    body::{Frame, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::DuplexStream;
+
+pub(super) use self::real::Connector;
+use self::real::{Body, Real};
 
 use crate::{
     flow::{
@@ -48,8 +54,19 @@ const PIPE: usize = 64 * 1024;
 const OF_THE_CONNECTION: &[&str] =
     &["connection", "date", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
+/// What becomes of a request that is not in the recording.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// It is answered 501.
+    #[default]
+    Error,
+    /// The upstream is asked.
+    Upstream,
+}
+
 #[derive(Debug)]
 pub struct Answers {
+    missing: Missing,
     groups: HashMap<String, Vec<Group>>,
     /// Hosts of which HTTP/2 was recorded.
     two: std::collections::HashSet<String>,
@@ -60,6 +77,7 @@ pub struct Answers {
 struct Counts {
     given: AtomicU64,
     missing: AtomicU64,
+    passed: AtomicU64,
 }
 
 /// What came of answering.
@@ -69,6 +87,8 @@ pub struct Answered {
     /// Requests that were not in the recording, or whose answers' bodies were
     /// not.
     pub missing: u64,
+    /// The same, where the upstream was asked instead.
+    pub passed: u64,
 }
 
 /// Equal requests.
@@ -89,7 +109,7 @@ struct Answer {
 
 #[derive(Clone, Debug)]
 enum What {
-    Response(http::Response<Bytes>),
+    Response(http::Response<Bytes>, Option<http::HeaderMap>),
     /// The connection ends without one.
     Broken,
     /// Its body is not in the recording.
@@ -97,7 +117,7 @@ enum What {
 }
 
 impl Answers {
-    pub fn new(recording: &Recording) -> Self {
+    pub fn new(recording: &Recording, missing: Missing) -> Self {
         let mut groups: HashMap<String, Vec<Group>> = HashMap::new();
         let mut two = std::collections::HashSet::new();
         for (id, recorded) in (1..).zip(&recording.attempts) {
@@ -118,12 +138,13 @@ impl Answers {
                 None => group.push(Group { body, answers: vec![answer], next: AtomicUsize::new(0) }),
             }
         }
-        Self { groups, two, counts: Counts::default() }
+        Self { missing, groups, two, counts: Counts::default() }
     }
 
     pub fn counts(&self) -> Answered {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Answered { given: read(&self.counts.given), missing: read(&self.counts.missing) }
+        let Counts { given, missing, passed } = &self.counts;
+        Answered { given: read(given), missing: read(missing), passed: read(passed) }
     }
 
     /// The protocol to speak with a client that offers these.
@@ -148,17 +169,19 @@ impl Answers {
     }
 
     /// A connection's upstream: the near end of a pipe, and the server at its
-    /// other end.
+    /// other end. `real` leads to the real one.
     pub(super) fn upstream(
         self: &Arc<Self>,
         name: Arc<str>,
         two: bool,
+        real: Connector,
     ) -> (DuplexStream, impl Future<Output = ()> + use<>) {
         let (near, far) = tokio::io::duplex(PIPE);
         let answers = Arc::clone(self);
+        let real = (self.missing == Missing::Upstream).then(|| Arc::new(Real::new(real)));
         let service = service_fn(move |request| {
-            let (answers, name) = (Arc::clone(&answers), Arc::clone(&name));
-            async move { answers.answer(request, &name).await }
+            let (answers, name, real) = (Arc::clone(&answers), Arc::clone(&name), real.clone());
+            async move { answers.answer(request, &name, real.as_deref()).await }
         });
         let serve = async move {
             let io = TokioIo::new(far);
@@ -176,19 +199,9 @@ impl Answers {
         &self,
         request: http::Request<Incoming>,
         name: &Arc<str>,
-    ) -> Result<http::Response<Full<Bytes>>, Broken> {
+        real: Option<&Real>,
+    ) -> Result<http::Response<Body>, Broken> {
         let (head, mut incoming) = request.into_parts();
-        let mut body = Some(BytesMut::new());
-        while let Some(frame) = incoming.frame().await {
-            let frame = frame.map_err(|_| Broken)?;
-            if let (Some(data), Some(kept)) = (frame.data_ref(), &mut body) {
-                if kept.len() + data.len() > MAX_CONTENT {
-                    body = None;
-                } else {
-                    kept.extend_from_slice(data);
-                }
-            }
-        }
         let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(name);
         let asked = Request {
@@ -198,7 +211,29 @@ impl Answers {
             headers: crate::flow::Headers::default(),
         };
         let count = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
-        let Some(answer) = self.find(&asked, body.as_deref()) else {
+        let pass = async |real: &Real, read: Read, rest: Incoming| {
+            count(&self.counts.passed);
+            let mut response = real.ask(http::Request::from_parts(head, read.and(rest)), name).await?;
+            response.headers_mut().insert(HEADER, HeaderValue::from_static("upstream"));
+            Ok(response)
+        };
+        // What needs no look at its body streams.
+        if let Some(real) = real.filter(|_| !self.groups.contains_key(&key(&asked))) {
+            return pass(real, Read::default(), incoming).await;
+        }
+        let read = Read::of(&mut incoming).await?;
+        let answer = self.find(&asked, read.whole());
+        let lacks = answer.is_none_or(|answer| matches!(answer.what, What::Bodiless));
+        if let Some(real) = real.filter(|_| lacks) {
+            return pass(real, read, incoming).await;
+        }
+        if !read.ended {
+            drop(read);
+            while let Some(frame) = incoming.frame().await {
+                frame.map_err(|_| Broken)?;
+            }
+        }
+        let Some(answer) = answer else {
             count(&self.counts.missing);
             return Ok(missing(&format!("{} {} is not in the recording", asked.method, redact::url(&asked.url()))));
         };
@@ -216,14 +251,73 @@ impl Answers {
                 count(&self.counts.given);
                 Err(Broken)
             }
-            What::Response(response) => {
+            What::Response(response, trailers) => {
                 count(&self.counts.given);
-                let mut response = response.clone().map(Full::new);
+                let mut response = response.clone().map(|body| match trailers {
+                    None => whole(body),
+                    Some(trailers) => followed(body, trailers.clone()),
+                });
                 response.headers_mut().insert(HEADER, HeaderValue::from(answer.id));
                 Ok(response)
             }
         }
     }
+}
+
+/// What has been read of a request's body.
+#[derive(Debug, Default)]
+struct Read {
+    /// As it came, with trailers.
+    frames: Vec<Frame<Bytes>>,
+    bytes: BytesMut,
+    /// That was all.
+    ended: bool,
+}
+
+impl Read {
+    /// As far as it can be compared.
+    async fn of(incoming: &mut Incoming) -> Result<Self, Broken> {
+        let mut read = Self::default();
+        while let Some(frame) = incoming.frame().await {
+            let frame = frame.map_err(|_| Broken)?;
+            let data = frame.data_ref().cloned().unwrap_or_default();
+            read.frames.push(frame);
+            if read.bytes.len() + data.len() > MAX_CONTENT {
+                return Ok(read);
+            }
+            read.bytes.extend_from_slice(&data);
+        }
+        read.ended = true;
+        Ok(read)
+    }
+
+    fn whole(&self) -> Option<&[u8]> {
+        self.ended.then_some(&*self.bytes)
+    }
+
+    /// The body again: what was read, then the rest.
+    fn and(self, rest: Incoming) -> Body {
+        if self.ended && self.frames.iter().all(Frame::is_data) {
+            return whole(self.bytes.freeze());
+        }
+        if self.frames.is_empty() && !self.ended {
+            return rest.map_err(|_| Broken).boxed_unsync();
+        }
+        let read = stream::iter(self.frames.into_iter().map(Ok));
+        let rest = BodyStream::new(rest).map(|frame| frame.map_err(|_| Broken));
+        BodyExt::boxed_unsync(StreamBody::new(read.chain(rest)))
+    }
+}
+
+/// A body with trailers; on HTTP/1 in chunks.
+fn followed(bytes: Bytes, trailers: http::HeaderMap) -> Body {
+    let data = (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)));
+    let frames = data.into_iter().chain([Ok(Frame::trailers(trailers))]);
+    BodyExt::boxed_unsync(StreamBody::new(stream::iter(frames)))
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(Broken::from).boxed_unsync()
 }
 
 /// The connection, or the stream, ends without an answer.
@@ -237,13 +331,18 @@ impl From<Infallible> for Broken {
     }
 }
 
-fn missing(why: &str) -> http::Response<Full<Bytes>> {
-    let mut response = http::Response::new(Full::new(Bytes::from(format!("retryscope --answer-from: {why}.\n"))));
+fn missing(why: &str) -> http::Response<Body> {
+    let mut response = http::Response::new(whole(Bytes::from(format!("retryscope --answer-from: {why}.\n"))));
     *response.status_mut() = MISSING;
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b"Not in the recording"));
     response.headers_mut().insert(HEADER, HeaderValue::from_static("none"));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
+}
+
+/// A field that can be sent.
+fn field((name, value): (&[u8], &[u8])) -> Option<(HeaderName, HeaderValue)> {
+    Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
 }
 
 /// What makes requests the same, but for their bodies.
@@ -276,16 +375,23 @@ impl What {
         if let Ok(reason) = hyper::ext::ReasonPhrase::try_from(answer.reason.clone().into_bytes()) {
             response.extensions_mut().insert(reason);
         }
-        for (name, value) in answer.headers.iter() {
-            let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
-            let (Ok(name), Ok(value)) = (name, value) else { continue };
+        let trailers = attempt.trailers.as_ref().map(|it| &it.response).filter(|it| !it.is_empty() && !silent);
+        let trailers: Option<http::HeaderMap> = trailers.map(|fields| fields.iter().filter_map(field).collect());
+        if let Some(trailers) = &trailers {
+            // Without it, they would not be sent on HTTP/1.
+            let names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+            response
+                .headers_mut()
+                .extend(HeaderValue::from_str(&names.join(", ")).ok().map(|it| (header::TRAILER, it)));
+        }
+        for (name, value) in answer.headers.iter().filter_map(field) {
             let of_the_body = (name == header::CONTENT_LENGTH && !silent)
                 || (name == header::CONTENT_ENCODING && recorded.response_body.decoded);
             if !of_the_body && !OF_THE_CONNECTION.contains(&name.as_str()) {
                 response.headers_mut().append(name, value);
             }
         }
-        What::Response(response)
+        What::Response(response, trailers)
     }
 }
 
@@ -295,7 +401,7 @@ mod tests {
     use crate::flow::{Headers, record};
 
     fn answers(lines: &[&str]) -> Answers {
-        Answers::new(&record::load(lines.join("\n").as_bytes()).expect("a recording"))
+        Answers::new(&record::load(lines.join("\n").as_bytes()).expect("a recording"), Missing::Error)
     }
 
     fn request(method: &str, target: &str) -> Request {
@@ -310,7 +416,7 @@ mod tests {
     fn status(answers: &Answers, method: &str, target: &str, body: &str) -> Option<u16> {
         let answer = answers.find(&request(method, target), Some(body.as_bytes()))?;
         match &answer.what {
-            What::Response(response) => Some(response.status().as_u16()),
+            What::Response(response, _) => Some(response.status().as_u16()),
             What::Broken => Some(0),
             What::Bodiless => None,
         }

@@ -19,6 +19,7 @@ use tokio_rustls::{client::TlsStream as UpstreamStream, server::TlsStream};
 
 use super::{
     Answers, Proxy,
+    answers::Connector,
     exchange::{self, Peer},
     failure,
     findings::{Answer, Place},
@@ -393,6 +394,7 @@ impl Visit<'_> {
         let proxy = self.proxy;
         let sni = hello.client.server_name.clone();
         let alpn = answers.protocol(&name, &hello.client.alpn);
+        let real = self.connector(hello.client.clone());
         let shown = proxy.account.clock.now();
         let accepted = proxy.leaves.without_upstream(sni.as_deref(), self.origin.ip()).and_then(|leaf| {
             let rest = first.get(hello.length..).unwrap_or_default();
@@ -419,7 +421,7 @@ impl Visit<'_> {
             name: Arc::clone(&name),
         };
         let two = alpn == Some(b"h2");
-        let (mut upstream, server) = answers.upstream(name, two);
+        let (mut upstream, server) = answers.upstream(name, two, real);
         let served = async {
             if two {
                 Box::pin(h2::serve(&mut client, &mut upstream, account, &peer, drain)).await
@@ -441,6 +443,24 @@ impl Visit<'_> {
             End::Alert => drop(tokio::time::timeout(GOODBYE, alert(&mut client)).await),
             End::Reset => failure::reset_on_close(client.get_ref().0),
         }
+    }
+
+    /// What makes connections to the upstream as the client would.
+    fn connector(&self, client: tls::ClientHello) -> Connector {
+        let (proxy, network, origin) = (Arc::clone(self.proxy), self.network, self.origin);
+        Box::new(move || {
+            let (proxy, client) = (Arc::clone(&proxy), client.clone());
+            Box::pin(async move {
+                let sni = client.server_name.as_deref();
+                let to = proxy.routes.upstream(sni, origin);
+                let stream = socket::connect(&proxy.gate, network, to).await?;
+                let name = match sni {
+                    Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
+                    None => ServerName::from(origin.ip()),
+                };
+                proxy.upstream.greet(stream, name, &client).await.0
+            })
+        })
     }
 
     /// A client that has come and gone without a word: its upstream sees that

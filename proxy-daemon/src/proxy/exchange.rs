@@ -402,8 +402,18 @@ impl Exchange {
     }
 
     /// The trailers of the response: gRPC says in them how it ended.
-    pub(super) fn trailed(&mut self, trailers: &http::HeaderMap) {
-        self.grpc_status = trailers.get("grpc-status").map(|value| value.as_bytes().to_vec());
+    pub(super) fn trailed(&mut self, trailers: Headers) {
+        self.grpc_status = trailers.get("grpc-status").map(<[u8]>::to_vec);
+        if !self.ended && !trailers.is_empty() {
+            self.record().trailers.get_or_insert_default().response = trailers;
+        }
+    }
+
+    /// Those of the request.
+    pub(super) fn request_trailed(&mut self, trailers: Headers) {
+        if !self.ended && !trailers.is_empty() {
+            self.record().trailers.get_or_insert_default().request = trailers;
+        }
     }
 
     /// What the client was told of a failure.

@@ -42,7 +42,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use answers::{Answered, Answers};
+pub use answers::{Answered, Answers, Missing};
 pub use beacon::Beacon;
 pub use bypass::Bypass;
 pub use capacity::{BELIEF, Capacity, Load, PULSE};

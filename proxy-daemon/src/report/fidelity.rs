@@ -156,9 +156,9 @@ fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
 
 /// Answers that were a recording's, and those that it did not have.
 pub fn from_recording(answered: &Answered) -> Vec<DifferenceEntry> {
-    let Answered { given, missing } = *answered;
+    let Answered { given, missing, passed } = *answered;
     let given_text = format!(
-        "{} came out of the recording of --answer-from; no upstream was asked.",
+        "{} came out of the recording of --answer-from; no upstream was asked for them.",
         count(given, "answer", "answers"),
     );
     let missing_text = format!(
@@ -167,7 +167,13 @@ pub fn from_recording(answered: &Answered) -> Vec<DifferenceEntry> {
         were(missing),
         were(missing)
     );
-    [(given, given_text), (missing, missing_text)]
+    let passed_text = format!(
+        "{} {} not in the recording of --answer-from, and {} passed on to the upstream, written anew.",
+        count(passed, "request", "requests"),
+        were(passed),
+        were(passed)
+    );
+    [(given, given_text), (missing, missing_text), (passed, passed_text)]
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, text)| DifferenceEntry::new("synthetic-answer", "", count, text))

@@ -160,6 +160,7 @@ pub fn full(id: u64, recorded: &Recorded, started: Option<SystemTime>) -> String
     put(format!("> {} {}{}", attempt.request.method, attempt.request.authority, attempt.request.target));
     head('>', &attempt.request.headers, &mut put);
     body('>', &recorded.request_body, attempt.sent, &mut put);
+    trailers('>', attempt.trailers.as_ref().map(|it| &it.request), &mut put);
     let response = |title: &str, response: &Response, put: &mut dyn FnMut(String)| {
         put(String::new());
         put(format!("< {} {}{title}", response.status, response.reason));
@@ -175,6 +176,7 @@ pub fn full(id: u64, recorded: &Recorded, started: Option<SystemTime>) -> String
         (None, None) => {}
     }
     body('<', &recorded.response_body, attempt.received, &mut put);
+    trailers('<', attempt.trailers.as_ref().map(|it| &it.response), &mut put);
     out
 }
 
@@ -194,6 +196,14 @@ fn said(failure: Failure) -> &'static str {
 fn head(mark: char, headers: &Headers, put: &mut dyn FnMut(String)) {
     for (name, value) in headers.iter() {
         put(format!("{mark} {}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
+    }
+}
+
+/// The fields after a body.
+fn trailers(mark: char, fields: Option<&Headers>, put: &mut dyn FnMut(String)) {
+    if let Some(fields) = fields.filter(|fields| !fields.is_empty()) {
+        put(format!("{mark} (trailers)"));
+        head(mark, fields, put);
     }
 }
 

@@ -112,6 +112,7 @@ impl Scene {
             complaint: Complaint::default(),
             sent: 0,
             received: 0,
+            trailers: None,
             captured: None,
         });
     }

@@ -451,6 +451,25 @@ async function hostile() {
 // attempts that a filter takes, the timeline at its new scale.
 async function speed() {
   const times = (seen.times = {});
+  // What each asks of the instance: questions, and the rows of the longest answer.
+  const work = (seen.work = {});
+  let doing = null;
+  page.on('request', (request) => {
+    if (doing && request.url().includes('/v1/')) work[doing].now += 1;
+  });
+  page.on('response', async (response) => {
+    const known = doing && work[doing];
+    if (!known || !/\/v1\/(attempts|timeline)\?/.test(response.url())) return;
+    const answer = await response.json().catch(() => ({}));
+    known.rows = Math.max(known.rows, (answer.attempts ?? answer.buckets ?? []).length);
+  });
+  const count = async () => {
+    if (doing === null) return;
+    const known = work[doing];
+    known.questions = Math.max(known.questions, known.now);
+    known.elements = Math.max(known.elements, await page.evaluate(() => document.getElementsByTagName('*').length));
+    doing = null;
+  };
   await page.evaluate(() => {
     window.longest = 0;
     new PerformanceObserver((list) => list.getEntries().forEach((it) => (window.longest = Math.max(window.longest, it.duration)))).observe({ type: 'longtask', buffered: false });
@@ -459,6 +478,10 @@ async function speed() {
   async function timed(name, act, until, argument) {
     await frames();
     await page.waitForTimeout(150);
+    await count();
+    work[name] ??= { questions: 0, rows: 0, elements: 0 };
+    work[name].now = 0;
+    doing = name;
     const done = await page.evaluateHandle(`(${until})`);
     await page.evaluate(
       ([done, argument]) => {
@@ -513,6 +536,14 @@ async function speed() {
     );
   }
   seen.steps.far = await first();
+  // Each row is the attempt that belongs there.
+  const rightly = () =>
+    page.evaluate(() => {
+      const rows = [...document.querySelectorAll('.space .row-of')].filter((row) => row.shown);
+      const [some] = rows;
+      return rows.length > 5 && rows.every((row) => row.shown.id + row.index === some.shown.id + some.index) ? some.shown.id + some.index : null;
+    });
+  seen.steps.newest = await rightly();
   await page.getByRole('grid').focus();
   for (const name of ['Home', 'End', 'PageUp', 'PageUp', 'ArrowUp', 'Home', 'PageDown', 'ArrowDown']) await timed('choose by key', key(name), filled);
   await page.keyboard.press('Home');
@@ -554,6 +585,7 @@ async function speed() {
   seen.steps.few = await page.locator('.flows > p').first().innerText();
   await page.locator('#filter').fill('');
   await timed('no filter', key('Enter'), filled);
+  seen.steps.newestAgain = await rightly();
 
   // The timeline: all of it, nearer and nearer, moved.
   const drawn = () => document.querySelector('.times-box')?.dataset.mode !== undefined;
@@ -575,6 +607,8 @@ async function speed() {
   }
   await page.waitForFunction(() => document.querySelector('.times-box').dataset.mode === 'attempts' && Number(document.querySelector('.times-box').dataset.drawn) > 0);
   await picture('speed-near');
+  await page.waitForTimeout(500);
+  seen.steps.near = await page.locator('.times-box').evaluate((it) => ({ ...it.dataset, said: document.querySelector('.times > p').textContent }));
   await page.locator('.lanes').focus();
   const place = () => page.locator('.times-box').evaluate((it) => it.dataset.from);
   for (const name of ['+', '+', '-', '+']) await timed('zoom by key', key(name), moved, await spanNow());
@@ -584,5 +618,6 @@ async function speed() {
   for (const share of [0.2, 0.8, 0.5])
     await timed('jump in time', () => page.mouse.click(band.x + band.width * share, band.y + 20), (was) => document.querySelector('.times-box').dataset.from !== was, await place());
   await timed('open the overview', () => view('Overview'), () => document.querySelector('.process .verdict') !== null);
+  await count();
   seen.longest = await page.evaluate(() => window.longest);
 }

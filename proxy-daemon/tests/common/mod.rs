@@ -67,6 +67,12 @@ pub const NAME: &str = "upstream.test";
 /// How long anything that should happen at once may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// Whether a measured time is to be judged: as `cargo xtask bench --page
+/// --strict` says, on a machine that has nothing else to do.
+pub fn times_count() -> bool {
+    std::env::var_os("RETRYSCOPE_BENCH").is_some_and(|value| value == "strict")
+}
+
 /// A listener on a loopback address that nothing else uses, at `port`.
 pub fn own_listener(port: u16) -> TcpListener {
     for _ in 0..64 {

@@ -3,7 +3,8 @@
 //!
 //! Routes: `/bytes/N` (`?chunked` without a length), `/sink` (length and
 //! digest of what came), `/echo`, `/status/N`, `/trailers`, `/empty/N` (204,
-//! 304), `/drip` (never ends), `/refuse` (503 without reading the body).
+//! 304), `/drip` (never ends), `/refuse` (503 without reading the body),
+//! `/together/N` (each N of them are answered once all have come).
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -57,6 +58,7 @@ struct Shared {
     changed: Condvar,
     handshakes_failed: Mutex<Vec<String>>,
     accepted: Mutex<usize>,
+    together: tokio::sync::watch::Sender<usize>,
 }
 
 pub struct Upstream {
@@ -246,6 +248,16 @@ async fn answer(
             Some((Ok(Frame::data(Bytes::from_static(b"drop\n"))), ticks))
         });
         *response.body_mut() = StreamBody::new(drops).boxed_unsync();
+    } else if let Some(many) = number("/together/") {
+        let mut come = shared.together.subscribe();
+        let mut mine = 0;
+        shared.together.send_modify(|come| {
+            mine = *come;
+            *come += 1;
+        });
+        let last = (mine / many + 1) * many;
+        let _ = come.wait_for(|come| *come >= last).await;
+        *response.body_mut() = full("all are here\n");
     } else if path == "/refuse" {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         *response.body_mut() = full("not now\n");

@@ -1,9 +1,15 @@
 //! Requests out of a recording, on their way again.
 //!
 //! In: a recorded attempt. Out: its request as it can be sent, or why it
-//! cannot; then what came. One connection for each host and protocol, kept for
-//! as long as it lasts.
-use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
+//! cannot; then what came. Connections are kept for as long as they last: of
+//! HTTP/2 one for each host, of HTTP/1 as many as are in use at a time.
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Uri, Version, header};
@@ -134,8 +140,13 @@ pub(super) struct Sender {
     routes: Routes,
     /// Everything goes there.
     to: Option<SocketAddr>,
-    connections: HashMap<(String, u16, bool), Connection>,
+    /// Of HTTP/1: those that are not in use.
+    idle: Mutex<HashMap<Place, Vec<http1::SendRequest<Full<Bytes>>>>>,
+    /// Of HTTP/2. Each is made once, while others wait for it.
+    shared: tokio::sync::Mutex<HashMap<Place, http2::SendRequest<Full<Bytes>>>>,
 }
+
+type Place = (String, u16);
 
 impl Sender {
     pub(super) async fn new(upstream: Upstream, routes: Routes, to: Option<&str>) -> Result<Self, Failure> {
@@ -152,37 +163,57 @@ impl Sender {
                 )
             }
         };
-        Ok(Self { upstream, routes, to, connections: HashMap::new() })
+        Ok(Self { upstream, routes, to, idle: Mutex::default(), shared: tokio::sync::Mutex::default() })
     }
 
     /// Sends it, and takes the answer in.
-    pub(super) async fn send(&mut self, request: &Request) -> Answer {
-        let place = (request.host.clone(), request.port, request.protocol == Protocol::Http2);
+    pub(super) async fn send(&self, request: &Request) -> Answer {
         // A connection that was kept may have been closed meanwhile: once more
         // on a new one, where nothing of an answer had come.
-        let kept = self.connections.remove(&place);
-        let reused = kept.is_some();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => match self.connect(request).await {
-                Ok(connection) => connection,
-                Err(why) => return Answer::Failed(why),
-            },
-        };
-        let mut answer = exchange(&mut connection, request).await;
-        if reused && matches!(&answer, Err((_, false))) {
-            connection = match self.connect(request).await {
+        for again in [true, false] {
+            let (mut connection, kept) = match self.connection(request, again).await {
                 Ok(connection) => connection,
                 Err(why) => return Answer::Failed(why),
             };
-            answer = exchange(&mut connection, request).await;
-        }
-        match answer {
-            Ok(came) => {
-                self.connections.insert(place, connection);
-                Answer::Came(came)
+            match exchange(&mut connection, request).await {
+                Ok(came) => {
+                    self.keep(request, connection);
+                    return Answer::Came(came);
+                }
+                Err((_, false)) if kept && again => {}
+                Err((why, _)) => return Answer::Failed(why),
             }
-            Err((why, _)) => Answer::Failed(why),
+        }
+        Answer::Failed("no connection lasts".into())
+    }
+
+    fn idle(&self) -> MutexGuard<'_, HashMap<Place, Vec<http1::SendRequest<Full<Bytes>>>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection, and whether others have used it before.
+    async fn connection(&self, request: &Request, used: bool) -> Result<(Connection, bool), String> {
+        let place = (request.host.clone(), request.port);
+        if request.protocol != Protocol::Http2 {
+            if used && let Some(idle) = self.idle().get_mut(&place).and_then(Vec::pop) {
+                return Ok((Connection::One(idle), true));
+            }
+            return Ok((self.connect(request).await?, false));
+        }
+        let mut shared = self.shared.lock().await;
+        if let Some(open) = shared.get(&place).filter(|open| !open.is_closed()) {
+            return Ok((Connection::Two(open.clone()), true));
+        }
+        let made = self.connect(request).await?;
+        if let Connection::Two(made) = &made {
+            shared.insert(place, made.clone());
+        }
+        Ok((made, false))
+    }
+
+    fn keep(&self, request: &Request, connection: Connection) {
+        if let Connection::One(idle) = connection {
+            self.idle().entry((request.host.clone(), request.port)).or_default().push(idle);
         }
     }
 

@@ -40,8 +40,17 @@ impl Client {
 
     /// Begins to follow; what is held already comes first.
     pub async fn follow_held(&self) -> Result<FollowingHeld, ClientError> {
-        let response = self.stream("/v1/held/follow").await?;
-        Ok(FollowingHeld { response, line: Vec::new(), data: Vec::new(), name: String::new() })
+        Ok(FollowingHeld::of(self.stream(Method::GET, "/v1/held/follow", None::<&()>).await?))
+    }
+
+    /// Puts an intercept in force that lasts as long as it is followed.
+    pub async fn intercept_followed(&self, new: &NewIntercept) -> Result<(InterceptView, FollowingHeld), ClientError> {
+        let answer = self.stream(Method::POST, "/v1/intercepts/follow", Some(new)).await?;
+        let mut following = FollowingHeld::of(answer);
+        match following.next().await? {
+            Some(HoldEvent::Intercept(added)) => Ok((added, following)),
+            _ => Err(ClientError::Broken("it did not say which intercept it made".to_owned())),
+        }
     }
 }
 
@@ -58,6 +67,10 @@ pub struct FollowingHeld {
 }
 
 impl FollowingHeld {
+    fn of(response: http::Response<hyper::body::Incoming>) -> Self {
+        Self { response, line: Vec::new(), data: Vec::new(), name: String::new() }
+    }
+
     /// `None` once the instance has ended.
     pub async fn next(&mut self) -> Result<Option<HoldEvent>, ClientError> {
         loop {

@@ -71,6 +71,26 @@ struct Which {
     /// Only those that ended after the attempt of this number.
     #[param(maximum = 9_007_199_254_740_991_i64)]
     after: Option<u64>,
+    /// Only those that were under way, or waited for, from this moment on: in
+    /// ms since the instance's start.
+    #[param(minimum = 0)]
+    from: Option<f64>,
+    /// The same, up to this moment.
+    #[param(minimum = 0)]
+    to: Option<f64>,
+}
+
+/// A time has to begin before it ends.
+fn time(from: Option<f64>, to: Option<f64>) -> Result<(), Problem> {
+    for (name, moment) in [("from", from), ("to", to)] {
+        if moment.is_some_and(|moment| !moment.is_finite() || moment < 0.0) {
+            return Err(Problem::parameter(name, "a time is a number of ms from 0"));
+        }
+    }
+    if from.zip(to).is_some_and(|(from, to)| from >= to) {
+        return Err(Problem::parameter("to", "it has to be later than `from`"));
+    }
+    Ok(())
 }
 
 fn limit() -> usize {
@@ -82,7 +102,13 @@ impl Which {
         within("limit", self.limit, MAX_LIMIT)?;
         before(self.before)?;
         number("after", self.after)?;
+        time(self.from, self.to)?;
         parsed(self.filter.as_deref())
+    }
+
+    fn query<'a>(&self, filter: Option<&'a Filter>) -> Query<'a> {
+        let Self { limit, before, after, from: from_ms, to: to_ms, .. } = *self;
+        Query { filter, limit, before, after, from_ms, to_ms }
     }
 }
 
@@ -132,10 +158,7 @@ async fn ask<T: Send + 'static>(
 #[utoipa::path(get, path = "/v1/attempts", params(Which), responses((status = 200, body = Page), Wrong))]
 async fn attempts(State(it): Shared, Asked(which): Asked<Which>) -> Result<Json<Page>, Problem> {
     let filter = which.check()?;
-    let Which { limit, before, after, .. } = which;
-    let page =
-        ask(&it, move |history| history.attempts(&Query { filter: filter.as_ref(), limit, before, after })).await?;
-    Ok(Json(page))
+    Ok(Json(ask(&it, move |history| history.attempts(&which.query(filter.as_ref()))).await?))
 }
 
 fn gone(id: u64) -> Problem {
@@ -171,9 +194,7 @@ async fn curl(State(it): Shared, Named(id): Named<u64>) -> Result<Json<Curl>, Pr
 #[utoipa::path(get, path = "/v1/calls", params(Which), responses((status = 200, body = CallsPage), Wrong))]
 async fn calls(State(it): Shared, Asked(which): Asked<Which>) -> Result<Json<CallsPage>, Problem> {
     let filter = which.check()?;
-    let Which { limit, before, after, .. } = which;
-    let page = ask(&it, move |history| history.calls(&Query { filter: filter.as_ref(), limit, before, after })).await?;
-    Ok(Json(page))
+    Ok(Json(ask(&it, move |history| history.calls(&which.query(filter.as_ref()))).await?))
 }
 
 /// Which time.
@@ -197,6 +218,15 @@ struct When {
     /// `next` of the answer before.
     #[param(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     before: Option<u64>,
+    /// Whether each process is told of on its own, too; without it the answer
+    /// comes much sooner where much is kept.
+    #[serde(default = "processes")]
+    #[param(default = true)]
+    processes: bool,
+}
+
+fn processes() -> bool {
+    true
 }
 
 fn buckets() -> usize {
@@ -208,16 +238,10 @@ fn buckets() -> usize {
 async fn timeline(State(it): Shared, Asked(when): Asked<When>) -> Result<Json<Series>, Problem> {
     within("buckets", when.buckets, MAX_BUCKETS)?;
     before(when.before)?;
-    for (name, moment) in [("from", when.from), ("to", when.to)] {
-        if moment.is_some_and(|moment| !moment.is_finite() || moment < 0.0) {
-            return Err(Problem::parameter(name, "a time is a number of ms from 0"));
-        }
-    }
-    if when.from.zip(when.to).is_some_and(|(from, to)| from >= to) {
-        return Err(Problem::parameter("to", "it has to be later than `from`"));
-    }
+    time(when.from, when.to)?;
     let filter = parsed(when.filter.as_deref())?;
-    let span = Span { from_ms: when.from, to_ms: when.to, buckets: when.buckets, before: when.before };
+    let When { from: from_ms, to: to_ms, buckets, before, processes, .. } = when;
+    let span = Span { from_ms, to_ms, buckets, before, processes };
     Ok(Json(ask(&it, move |history| history.series(&span, filter.as_ref())).await?))
 }
 

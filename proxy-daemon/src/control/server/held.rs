@@ -25,7 +25,7 @@ use crate::{
         Released, Skipped, Verdict, Withdrawn,
     },
     flow::{Clock, filter::Filter},
-    proxy::holds::{Held, HoldError, LONGEST_WAIT, MAX_WAIT, Word},
+    proxy::holds::{Held, HoldError, Intercept, LONGEST_WAIT, MAX_WAIT, Word},
 };
 
 /// The longest decision, in bytes: a body of 1 MiB, however it is escaped.
@@ -35,6 +35,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Controlled>> {
     let one = OpenApiRouter::new().routes(routes!(one, decide)).layer(DefaultBodyLimit::max(MAX_VERDICT));
     OpenApiRouter::new()
         .routes(routes!(intercepts, intercept))
+        .routes(routes!(bound))
         .routes(routes!(withdraw))
         .routes(routes!(held))
         .routes(routes!(follow))
@@ -76,6 +77,11 @@ async fn intercept(
     State(it): Shared,
     Given(new): Given<NewIntercept>,
 ) -> Result<(StatusCode, Json<InterceptView>), Problem> {
+    let added = put_in_force(&it, new)?;
+    Ok((StatusCode::CREATED, Json(InterceptView::of(&added))))
+}
+
+fn put_in_force(it: &Controlled, new: NewIntercept) -> Result<Arc<Intercept>, Problem> {
     let filter = Filter::parse(&new.filter).map_err(|error| meaningless(error.render(&new.filter).trim_end()))?;
     let wait = new.max_wait_ms.map_or(MAX_WAIT, Duration::from_millis);
     if wait.is_zero() || wait > LONGEST_WAIT {
@@ -85,9 +91,47 @@ async fn intercept(
     if new.count == Some(0) {
         return Err(meaningless("an intercept that holds 0 attempts does nothing"));
     }
-    let added =
-        it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count).map_err(|error| wrong(&error))?;
-    Ok((StatusCode::CREATED, Json(InterceptView::of(&added))))
+    it.account.holds.add((filter, new.filter), new.at.into(), wait, new.count).map_err(|error| wrong(&error))
+}
+
+/// Has attempts that a filter takes wait for as long as the answer is read.
+///
+/// The answer is that of `/v1/held/follow`, with an event `intercept` first,
+/// which has the shape of `/v1/intercepts`. Once its reader is gone, however
+/// that comes, the intercept ends, and what it holds goes on untouched.
+#[utoipa::path(
+    post,
+    path = "/v1/intercepts/follow",
+    request_body = NewIntercept,
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        WrongBody,
+        (status = 409, description = "There are too many already, or the instance ends.", body = Refused),
+    )
+)]
+async fn bound(
+    State(it): Shared,
+    Given(new): Given<NewIntercept>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    // Followed first: no word of it is missed.
+    let mut told = Telling::begin(&it);
+    let added = put_in_force(&it, new)?;
+    told.first = Some(InterceptView::of(&added));
+    told.bound = Some(Bound { it, id: added.id });
+    Ok(told.stream())
+}
+
+/// An intercept that ends with whoever follows it.
+struct Bound {
+    it: Arc<Controlled>,
+    id: u64,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.it.account.holds.remove(self.id);
+    }
 }
 
 /// Ends one: what it holds goes on untouched.
@@ -156,26 +200,38 @@ async fn decide(
     responses((status = 200, content_type = "text/event-stream", body = String), Wrong)
 )]
 async fn follow(State(it): Shared) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let clock = it.account.clock;
-    let (waiting, words) = it.account.holds.follow();
-    let told = Telling { waiting: waiting.into_iter(), words: Some(words), clock };
-    let events = stream::unfold(told, |mut told| async move {
-        let event = told.next().await?;
-        Some((Ok(event), told))
-    });
-    Sse::new(events).keep_alive(KeepAlive::default())
+    Telling::begin(&it).stream()
 }
 
 /// What a follower is still to be told.
 struct Telling {
+    first: Option<InterceptView>,
     waiting: std::vec::IntoIter<Arc<Held>>,
     /// Until the end.
     words: Option<Receiver<Word>>,
     clock: Clock,
+    bound: Option<Bound>,
 }
 
 impl Telling {
+    fn begin(it: &Controlled) -> Self {
+        let (waiting, words) = it.account.holds.follow();
+        let clock = it.account.clock;
+        Self { first: None, waiting: waiting.into_iter(), words: Some(words), clock, bound: None }
+    }
+
+    fn stream(self) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+        let events = stream::unfold(self, |mut told| async move {
+            let event = told.next().await?;
+            Some((Ok(event), told))
+        });
+        Sse::new(events).keep_alive(KeepAlive::default())
+    }
+
     async fn next(&mut self) -> Option<Event> {
+        if let Some(first) = self.first.take() {
+            return Some(sent(&HoldEvent::Intercept(first)));
+        }
         let held = |held: &Held| HoldEvent::Held(Box::new(HeldView::of(held, self.clock)));
         if let Some(waiting) = self.waiting.next() {
             return Some(sent(&held(&waiting)));
@@ -196,6 +252,7 @@ impl Telling {
 
 fn sent(event: &HoldEvent) -> Event {
     let (name, data) = match event {
+        HoldEvent::Intercept(intercept) => ("intercept", serde_json::to_string(intercept)),
         HoldEvent::Held(held) => ("held", serde_json::to_string(held)),
         HoldEvent::Released(released) => ("released", serde_json::to_string(released)),
         HoldEvent::Over(over) => ("over", serde_json::to_string(over)),

@@ -58,6 +58,7 @@ pub(crate) fn attempt() -> Attempt {
         complaint: Complaint::default(),
         sent: 0,
         received: 0,
+        trailers: None,
         captured: None,
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Line {
     pub(super) reason: Option<String>,
     pub(super) response_headers: Option<Fields>,
     pub(super) response_body: Option<Text>,
+    pub(super) request_trailers: Option<Fields>,
+    pub(super) response_trailers: Option<Fields>,
     pub(super) told: Option<u16>,
     pub(super) told_reason: Option<String>,
     pub(super) told_headers: Option<Fields>,

@@ -29,7 +29,7 @@ pub use form::{Form, Place, behind};
 use self::lines::{Fields, Har, HarEntry, Line, Text};
 use super::{
     Attempt, CallId, Complaint, ConnectionId, Content, Evidence, Failure, Injected, Link, MAX_CONTENT, Moment,
-    Operation, Protocol, Request, Response, Wait, aws,
+    Operation, Protocol, Request, Response, Trailers, Wait, aws,
 };
 use crate::process::{Facts, Process, ProcessKey};
 
@@ -352,7 +352,11 @@ impl Reading {
             }),
             _ => None,
         };
+        let trailers = (line.request_trailers.is_some() || line.response_trailers.is_some()).then(|| {
+            Box::new(Trailers { request: headers(&line.request_trailers), response: headers(&line.response_trailers) })
+        });
         let attempt = Attempt {
+            trailers,
             connection: ConnectionId(line.connection.unwrap_or_default()),
             client: address(&line.client).unwrap_or(nowhere),
             origin: address(&line.origin).unwrap_or(nowhere),

@@ -1,8 +1,9 @@
 //! Where a body ends: a scanner that looks at bytes as they pass.
 //!
-//! It holds a few words of state and never a byte of the body; what it has
-//! seen can be forwarded at once.
+//! It holds a few words of state and never a byte of the body but its trailers;
+//! what it has seen can be forwarded at once.
 use super::head::Framing;
+use crate::flow::Headers;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -36,6 +37,15 @@ impl Body {
         matches!(self, Body::Length(0) | Body::Chunked(Chunked { state: State::Done, .. }))
     }
 
+    /// Once it is over: its trailers, as they came.
+    pub(super) fn over(&self) -> Option<&[u8]> {
+        let trailers = match self {
+            Body::Chunked(chunked) => &chunked.trailers[..],
+            Body::Length(_) | Body::UntilClose => &[],
+        };
+        self.is_done().then_some(trailers)
+    }
+
     pub(super) fn ends_with_connection(&self) -> bool {
         matches!(self, Body::UntilClose)
     }
@@ -54,6 +64,22 @@ impl Body {
         }
     }
 }
+
+/// Trailers as they came, as fields. What is no list of fields, or too long,
+/// gives none.
+pub(super) fn trailers(lines: &[u8]) -> Headers {
+    let mut places = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let whole = [lines, b"\r\n"].concat();
+    match httparse::parse_headers(&whole, &mut places) {
+        Ok(httparse::Status::Complete((_, fields))) if lines.len() <= MAX_TRAILERS => {
+            Headers::copied(fields.iter().map(|field| (field.name.as_bytes(), field.value)))
+        }
+        _ => Headers::default(),
+    }
+}
+
+/// The most fields of trailers.
+const MAX_FIELDS: usize = 64;
 
 /// What a body holds without its transfer coding, from as much of it as is
 /// there.
@@ -79,7 +105,12 @@ pub(super) struct Chunked {
     state: State,
     /// Bytes left of the chunk's data, or the size read so far.
     size: u64,
+    /// Lines of trailers, up to [`MAX_TRAILERS`] bytes.
+    trailers: Vec<u8>,
 }
+
+/// What is kept of trailers, in bytes; where there is more, nothing is.
+const MAX_TRAILERS: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -156,9 +187,13 @@ impl Chunked {
                 State::Trailer => match byte {
                     b'\r' => self.state = State::End,
                     b'\n' => self.state = State::Done,
-                    _ => self.state = State::TrailerLine,
+                    _ => {
+                        self.state = State::TrailerLine;
+                        self.trailing(byte);
+                    }
                 },
                 State::TrailerLine => {
+                    self.trailing(byte);
                     if byte == b'\n' {
                         self.state = State::Trailer;
                     }
@@ -174,6 +209,13 @@ impl Chunked {
             at += 1;
         }
         if self.state == State::Done { Progress::Done(at) } else { Progress::More }
+    }
+
+    fn trailing(&mut self, byte: u8) {
+        // One more than is kept tells that there was more.
+        if self.trailers.len() <= MAX_TRAILERS {
+            self.trailers.push(byte);
+        }
     }
 
     /// The size line has ended.
@@ -204,6 +246,24 @@ mod tests {
         let mut both = MESSAGE.to_vec();
         both.extend_from_slice(b"HTTP/1.1 200");
         assert_eq!(Body::new(Framing::Chunked).feed(&both), Progress::Done(MESSAGE.len()));
+    }
+
+    #[test]
+    fn trailers_are_fields() {
+        let mut body = Body::new(Framing::Chunked);
+        body.feed(&MESSAGE[..MESSAGE.len() - 8]);
+        assert_eq!(body.over(), None);
+        body.feed(&MESSAGE[MESSAGE.len() - 8..]);
+        let found = trailers(body.over().expect("over"));
+        assert_eq!((found.len(), found.text("trailer"), found.text("x")), (2, Some("one"), Some("y")));
+        assert_eq!(Body::new(Framing::None).over(), Some(&[][..]));
+        // Neither what is none, nor what has no end.
+        let long = format!("5\r\nhello\r\n0\r\nx: {}\r\n\r\n", "y".repeat(20_000));
+        let mut body = Body::new(Framing::Chunked);
+        assert_eq!(body.feed(long.as_bytes()), Progress::Done(long.len()));
+        for lines in [body.over().expect("over"), b"no field\r\n"] {
+            assert_eq!(trailers(lines).len(), 0);
+        }
     }
 
     #[test]

@@ -202,10 +202,13 @@ where
 
     // The attempt ends before its last byte is on its way: the client may ask
     // again as soon as it has that.
-    let received = |bytes: &[u8], last: bool| {
+    let received = |bytes: &[u8], over: Option<&[u8]>| {
         let mut exchange = lock(exchange);
         exchange.received(bytes);
-        if last {
+        if let Some(trailers) = over {
+            if !trailers.is_empty() {
+                exchange.trailed(body::trailers(trailers));
+            }
             exchange.end(None);
         }
     };
@@ -233,7 +236,7 @@ where
             Progress::Broken => (pending.len(), true),
         };
         let first = pending.split_to(first);
-        received(&first, body.is_done());
+        received(&first, body.over());
         match (write_two(to, head, &first).await, ended_early) {
             (Ok(()), _) if broken => Ok(false),
             (Ok(()), Some(stop)) if !body.is_done() => Err(stop),

@@ -52,6 +52,15 @@ pub(in crate::proxy) fn unchunked(bytes: &[u8]) -> Vec<u8> {
     body::content(Framing::Chunked, bytes)
 }
 
+/// Tells the exchange of what has passed of a request's body.
+fn sent(exchange: &Mutex<Exchange>, bytes: &[u8], over: Option<&[u8]>) {
+    let mut exchange = lock(exchange);
+    exchange.sent(bytes);
+    if let Some(trailers) = over.filter(|lines| !lines.is_empty()).map(body::trailers) {
+        exchange.request_trailed(trailers);
+    }
+}
+
 /// A chunked body whose data is taken out as it passes.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Unchunking {

@@ -12,14 +12,15 @@ use super::{
 /// One read while a body streams. A TLS record holds 16 KiB at most.
 const BODY_BUFFER: usize = 64 * 1024;
 
-/// Feeds what was read already, then the rest. `Ok(false)`: the body's coding
+/// Feeds what was read already, then the rest. `seen` is told of bytes, and with
+/// the last ones of the body's trailers. `Ok(false)`: the body's coding
 /// is broken, and so is whatever follows.
 pub(super) async fn pass_pending_and_body<R, W>(
     from: &mut R,
     to: &mut W,
     pending: &mut Bytes,
     body: &mut Body,
-    mut seen: impl FnMut(&[u8], bool),
+    mut seen: impl FnMut(&[u8], Option<&[u8]>),
 ) -> Result<bool, Stop>
 where
     R: AsyncRead + Unpin,
@@ -45,7 +46,7 @@ pub(super) async fn pass_pending<W: AsyncWrite + Unpin>(
     to: &mut W,
     pending: &mut Bytes,
     body: &mut Body,
-    mut seen: impl FnMut(&[u8], bool),
+    mut seen: impl FnMut(&[u8], Option<&[u8]>),
 ) -> Result<bool, Stop> {
     if pending.is_empty() || body.is_done() {
         return Ok(true);
@@ -56,7 +57,7 @@ pub(super) async fn pass_pending<W: AsyncWrite + Unpin>(
         Progress::Broken => return Ok(false),
     };
     let first = pending.split_to(length);
-    seen(&first, body.is_done());
+    seen(&first, body.over());
     write_two(to, &first, &[]).await.map_err(Stop::Write)?;
     Ok(true)
 }
@@ -72,7 +73,7 @@ pub(super) async fn pass_body<R, W>(
     from: &mut R,
     to: &mut W,
     body: &mut Body,
-    mut seen: impl FnMut(&[u8], bool),
+    mut seen: impl FnMut(&[u8], Option<&[u8]>),
 ) -> Result<Passed, Stop>
 where
     R: AsyncRead + Unpin,
@@ -98,7 +99,7 @@ where
             Progress::Done(length) => (length, Some(true)),
             Progress::Broken => (buffer.len(), Some(false)),
         };
-        seen(&buffer[..length], after == Some(true));
+        seen(&buffer[..length], body.over());
         write_two(to, &buffer[..length], &[]).await.map_err(Stop::Write)?;
         match after {
             None => {}

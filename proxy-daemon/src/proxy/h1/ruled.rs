@@ -16,6 +16,7 @@ use super::{
     body::{self, Body, Progress},
     head::{self, Framing, Parsed},
     pass::{pass_pending, pass_pending_and_body},
+    sent,
     side::{Departure, Presence},
     told,
     wire::{read_some, write_two},
@@ -219,7 +220,7 @@ pub(super) async fn swallow<R: AsyncRead + Unpin>(
             return Ok(());
         }
     }
-    let seen = |bytes: &[u8], _| lock(exchange).sent(bytes);
+    let seen = |bytes: &[u8], over: Option<&[u8]>| sent(exchange, bytes, over);
     match pass_pending_and_body(from, &mut tokio::io::sink(), pending, body, seen).await? {
         true => Ok(()),
         // Where the next request begins cannot be told.
@@ -366,7 +367,7 @@ pub(super) async fn pass_cut<R, W>(
     pending: &mut Bytes,
     body: &mut Body,
     cut: u64,
-    mut seen: impl FnMut(&[u8], bool),
+    mut seen: impl FnMut(&[u8], Option<&[u8]>),
 ) -> Result<bool, Stop>
 where
     R: AsyncRead + Unpin,
@@ -382,7 +383,7 @@ where
         };
         let part = pending.split_to(length.min(left));
         let whole = done && part.len() == length;
-        seen(&part, whole);
+        seen(&part, body.over().filter(|_| whole));
         write_two(to, &part, &[]).await.map_err(Stop::Write)?;
         left -= part.len();
         if whole {

@@ -11,6 +11,7 @@ use super::{
     head::{self, Parsed, RequestHead},
     pass::{Passed, goodbye, opaque, pass_body, pass_pending},
     ruled::{Asked, ask, swallow},
+    sent,
     side::Presence,
     told, turn_opaque,
     wire::{read_head, read_some, write_two},
@@ -113,7 +114,7 @@ where
             }
         };
         let mut first = pending.split_to(first);
-        lock(&exchange).sent(&first);
+        sent(&exchange, &first, body.over());
         if let Some(edit) = edit {
             head = told::asked(&head, &edit).into();
             // It was there whole.
@@ -151,7 +152,7 @@ where
             if lock(&exchange).answered() && matches!(parse(&pending), Parsed::Head(_)) {
                 continue;
             }
-            match pass_pending(to, &mut pending, &mut body, |bytes, _| lock(&exchange).sent(bytes)).await {
+            match pass_pending(to, &mut pending, &mut body, |bytes, over| sent(&exchange, bytes, over)).await {
                 Ok(true) => {}
                 Ok(false) => {
                     turn_opaque(shared);
@@ -160,7 +161,7 @@ where
                 Err(stop) => return stop,
             }
         }
-        match pass_body(from, to, &mut body, |bytes, _| lock(&exchange).sent(bytes)).await {
+        match pass_body(from, to, &mut body, |bytes, over| sent(&exchange, bytes, over)).await {
             Ok(Passed::Whole(rest)) => {
                 if !rest.is_empty() {
                     pending = rest;

@@ -4,12 +4,12 @@ use std::{collections::VecDeque, future::poll_fn, pin::pin, task::Poll, time::Du
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::HeaderMap;
 
 use super::{
     STREAM_WINDOW,
     link::{Link, Side},
 };
+use crate::flow::Headers;
 
 /// How long a body is waited for that somebody wants to see whole.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
@@ -80,7 +80,7 @@ pub(super) async fn pass(
     to: &mut SendStream<Bytes>,
     (link, side): (&Link, Side),
     mut seen: impl FnMut(&[u8], bool),
-    trailed: impl FnOnce(&HeaderMap),
+    trailed: impl FnOnce(Headers),
 ) -> Result<(), Cut> {
     let mut failed = None;
     loop {
@@ -130,7 +130,7 @@ pub(super) async fn pass(
     }
     let trailers = from.trailers().await;
     if let Ok(Some(trailers)) = &trailers {
-        trailed(trailers);
+        trailed(Headers::copied(trailers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))));
     }
     if trailers.is_ok() {
         seen(&[], true);

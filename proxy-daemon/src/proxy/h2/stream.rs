@@ -131,7 +131,8 @@ pub(super) async fn stream(
                 // Takes no room, and is never looked at.
                 Box::pin(std::future::pending())
             } else {
-                Box::pin(pass(ahead, &mut request_body, &mut upstream_body, side, sent, |_| ()))
+                let trailed = |trailers| lock(&exchange).request_trailed(trailers);
+                Box::pin(pass(ahead, &mut request_body, &mut upstream_body, side, sent, trailed))
             },
         };
         pass_response(respond, response, upload, &exchange, &method, link).await

@@ -55,6 +55,11 @@ struct Extra {
     told_reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     told_headers: Option<Pairs>,
+    /// The fields after bodies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    request_trailers: Pairs,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    response_trailers: Pairs,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_body: Option<Saved>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +171,7 @@ fn extra(attempt: &Attempt, facts: &Facts, style: &Style) -> Extra {
     let of_response = told.map(|told| &told.headers).or(genuine).unwrap_or(&none);
     let response_body = bodies.as_ref().and_then(|bodies| saved(&bodies.response, of_response, style));
     let lines = style.form == Form::Jsonl;
+    let trailers = attempt.trailers.as_deref();
     Extra {
         instance: style.instance.clone(),
         parent: attempt.process.parent,
@@ -181,6 +187,8 @@ fn extra(attempt: &Attempt, facts: &Facts, style: &Style) -> Extra {
         response_headers: genuine.filter(|_| lines || attempt.injected.is_some()).map(|headers| pairs(headers, style)),
         told_reason: told.filter(|_| lines).map(|told| told.reason.clone()),
         told_headers: told.filter(|_| lines).map(|told| pairs(&told.headers, style)),
+        request_trailers: trailers.map(|it| pairs(&it.request, style)).unwrap_or_default(),
+        response_trailers: trailers.map(|it| pairs(&it.response, style)).unwrap_or_default(),
         request_body,
         response_body,
     }

@@ -319,6 +319,7 @@ fn attempt(process: &Arc<Process>, link: Link, span: (Moment, Moment), end: End,
         complaint: Complaint::default(),
         sent: 0,
         received: 0,
+        trailers: None,
         captured: None,
     }
 }

@@ -217,7 +217,13 @@ pub(super) struct Past {
 
 impl Past {
     pub(super) fn span(self) -> Span {
-        Span { from_ms: Some(self.from_ms), to_ms: Some(self.to_ms), buckets: self.seconds, before: None }
+        Span {
+            from_ms: Some(self.from_ms),
+            to_ms: Some(self.to_ms),
+            buckets: self.seconds,
+            before: None,
+            processes: false,
+        }
     }
 }
 
@@ -630,7 +636,7 @@ fn past(report: &Report) -> Past {
 
 /// All that is kept, in parts.
 pub(super) fn parts() -> Span {
-    Span { from_ms: None, to_ms: None, buckets: PARTS, before: None }
+    Span { from_ms: None, to_ms: None, buckets: PARTS, before: None, processes: false }
 }
 
 /// A word of the filter language, whatever is in it.

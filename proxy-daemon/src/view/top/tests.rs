@@ -254,8 +254,8 @@ fn every_view(look: impl Fn(&mut Model, &str)) {
         origin: "127.64.0.1:443".into(),
         request_headers: fields("Host", "s3.eu-west-1.amazonaws.com"),
         response_headers: fields("Server", "moto"),
-        previous: None,
         next: Some(22),
+        ..AttemptDetail::default()
     })));
     look(&mut it, "an attempt");
     let mut it = model();

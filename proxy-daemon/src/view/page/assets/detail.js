@@ -75,7 +75,7 @@ export function detail({ opened, closed, shows }) {
       element("p", { className: "verdict" }, `Attempt ${attemptOf(it)}: ${outcomeInFull(it)}`),
       lanes(it, call),
       facts(it),
-      ...[headerTable("Request", it.request_headers), headerTable("Response", it.response_headers)].flat().filter(Boolean),
+      ...[headerTable("Request", it.request_headers), it.request_trailers && headerTable("Request, after its body", it.request_trailers), headerTable("Response", it.response_headers), it.response_trailers && headerTable("Response, after its body", it.response_trailers)].flat().filter(Boolean),
       it.request_headers ? "" : element("p", { className: "faint" }, "Its headers are not kept any more: those of the latest attempts are."),
       curl(it),
     );

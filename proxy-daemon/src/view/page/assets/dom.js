@@ -70,7 +70,9 @@ export function keyed(parent, list, key, make, update) {
   }
 }
 
-export const number = (value) => Number(value).toLocaleString("en-US");
+// Made once: each costs as much as hundreds of numbers.
+const digits = new Intl.NumberFormat("en-US");
+export const number = (value) => digits.format(Number(value));
 export const count = (value, one, many) => `${number(value)} ${value === 1 ? one : many}`;
 export const percent = (share) => (share > 0 && share < 0.005 ? "<1 %" : `${Math.round(share * 100)} %`);
 

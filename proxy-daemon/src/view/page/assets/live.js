@@ -45,14 +45,14 @@ export function charts() {
 
   async function look(signal) {
     if (last === null) {
-      const now = await get("/v1/timeline?from=9e15&buckets=1", signal);
+      const now = await get("/v1/timeline?from=9e15&buckets=1&processes=false", signal);
       last = Math.max(0, Math.floor(now.to_ms / BUCKET) - COUNT);
     }
     const from = Math.max(0, last - AGAIN);
     const span = COUNT + AGAIN + 1;
-    const told = await get(`/v1/timeline?from=${from * BUCKET}&to=${(from + span) * BUCKET}&buckets=${span}`, signal);
+    const told = await get(`/v1/timeline?from=${from * BUCKET}&to=${(from + span) * BUCKET}&buckets=${span}&processes=false`, signal);
     told.buckets.forEach((bucket, index) => buckets.set(from + index, bucket));
-    const { to_ms: now } = await get("/v1/timeline?from=9e15&buckets=1", signal);
+    const { to_ms: now } = await get("/v1/timeline?from=9e15&buckets=1&processes=false", signal);
     last = Math.floor(now / BUCKET);
     for (const key of buckets.keys()) if (key < last - COUNT || key > last) buckets.delete(key);
   }

@@ -3,6 +3,8 @@
 /** Browsers hold no element that is much higher. */
 const HIGHEST = 8e6;
 const SPARE = 6;
+/** How many rows that are not needed now are kept for later. */
+const SPARES = 200;
 
 /**
  * `height()` tells a row's, `make()` makes one, `fill(row, index)` shows what
@@ -15,6 +17,8 @@ export function rows({ box, height, above = () => 0, make, fill, seen }) {
   space.setAttribute("role", "rowgroup");
   box.append(space);
   const pool = [];
+  // Made before, and not needed now.
+  const spare = [];
   let total = 0;
   // The place of the row at the top, as a fraction: the truth, where the
   // scroll bar is too coarse to be it.
@@ -67,11 +71,15 @@ export function rows({ box, height, above = () => 0, make, fill, seen }) {
     const count = Math.min(total, Math.ceil(inView()) + 2 * SPARE);
     const first = Math.max(0, Math.min(Math.floor(top) - SPARE, total - count));
     while (pool.length < count) {
-      const row = make();
+      const row = spare.pop() ?? make();
       pool.push(row);
       space.append(row);
     }
-    while (pool.length > count) pool.pop().remove();
+    while (pool.length > count) {
+      const row = pool.pop();
+      row.remove();
+      if (spare.length < SPARES) spare.push(row);
+    }
     // A row keeps its place in the document as long as it is seen, so that
     // little changes while scrolling.
     const offset = scaled() ? box.scrollTop - top * tall : 0;

@@ -8,7 +8,8 @@ import { attemptOf, asked, outcome, outcomeInFull } from "./words.js";
 
 /** More attempts than these within the part that is shown are counted, not drawn. */
 const FEW = 3000;
-const PAGE = 1000;
+/** So many come at a time: a long answer would hold up the page while it is read. */
+const PAGE = 500;
 const BAND = 300;
 /** Sums are asked for so many times at most, where a filter is looked at bit by bit. */
 const ASKS = 25;
@@ -195,7 +196,7 @@ export const timeline = {
     // Sums of a time; a filter is looked at bit by bit.
     async function summed(asks, signal, partly) {
       let all = null;
-      const words = new URLSearchParams(asks);
+      const words = new URLSearchParams({ processes: "false", ...asks });
       if (filter) words.set("filter", filter);
       for (let turn = 0; turn < ASKS; turn += 1) {
         const told = await get(`/v1/timeline?${words}`, signal);
@@ -252,18 +253,6 @@ export const timeline = {
       else ignore(error);
     }
 
-    /** About how many attempts have ended by a moment: at least, at most. */
-    function ended(moment) {
-      if (!sums) return [0, Infinity];
-      let before = sums.oldest - 1;
-      const at = (moment - sums.from_ms) / sums.bucket_ms;
-      for (const [index, bucket] of sums.buckets.entries()) {
-        if (index + 1 > at) return [before, index >= at ? before : before + bucket.attempts];
-        before += bucket.attempts;
-      }
-      return [before, Infinity];
-    }
-
     const loadSoon = paced(() => load().catch(refused), 120);
     let loading = null;
 
@@ -275,7 +264,10 @@ export const timeline = {
       const { signal } = loading;
       const span = to - from;
       const wanted = { from: Math.max(0, from), to: Math.max(1, to) };
-      if (near && near.filter === filter && near.from <= wanted.from && near.to >= Math.min(wanted.to, now() - 1) && !live) return redraw();
+      if (near && near.filter === filter && near.from <= wanted.from && near.to >= Math.min(wanted.to, now() - 1) && !live) {
+        tell();
+        return redraw();
+      }
       const buckets = Math.max(20, Math.min(400, Math.floor(width / 4)));
       const told = await summed({ from: String(wanted.from), to: String(wanted.to), buckets: String(buckets) }, signal, (partial) => ((counts = partial), redraw()));
       if (signal.aborted) return;
@@ -295,27 +287,14 @@ export const timeline = {
 
     // Each attempt of a part of the time.
     async function approach(start, end, signal) {
-      let before = null;
-      // Without a filter, sums tell where to begin.
-      if (!filter && end < sums.to_ms) {
-        const most = ended(end)[1];
-        if (Number.isFinite(most)) before = Math.ceil(most) + 200;
-      }
+      const asks = new URLSearchParams({ limit: String(PAGE), from: String(start), to: String(end) });
+      if (filter) asks.set("filter", filter);
       const found = [];
-      let passed = 0;
       for (let turn = 0; turn < ASKS * 2; turn += 1) {
-        const asks = new URLSearchParams({ limit: String(PAGE) });
-        if (filter) asks.set("filter", filter);
-        if (before) asks.set("before", String(before));
         const told = await get(`/v1/attempts?${asks}`, signal);
-        for (const it of told.attempts) {
-          const over = it.at_ms + it.took_ms;
-          if (over >= start && it.at_ms - (it.waited_ms ?? 0) <= end) found.push(it);
-          // Numbers follow the ends, if not to the millisecond.
-          if (over < start - 1000) passed += 1;
-        }
-        before = told.next;
-        if (!before || passed > 20 || found.length > FEW * 2) break;
+        found.push(...told.attempts);
+        if (!told.next || found.length > FEW * 2) break;
+        asks.set("before", String(told.next));
       }
       near = { from: start, to: end, filter, attempts: found.sort((a, b) => a.at_ms - b.at_ms) };
       arrange();
@@ -323,7 +302,8 @@ export const timeline = {
 
     const begin = (it) => it.at_ms - (it.waited_ms ?? 0);
     const over = (it) => it.at_ms + it.took_ms;
-    const rowHeight = () => Math.round(parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.95);
+    let tallRow = 0;
+    const rowHeight = () => (tallRow ||= Math.round(parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.95));
 
     // A lane for each call that is under way, by process.
     function arrange() {
@@ -362,10 +342,24 @@ export const timeline = {
       spacer.style.height = `${Math.max(0, placed.height + AXIS - height)}px`;
     }
 
+    // Of what is drawn each: what ended within what is shown.
+    function counted() {
+      const sum = { attempts: 0, retries: 0, throttled: 0, backoff_ms: 0 };
+      for (const it of near.attempts) {
+        if (over(it) < from || over(it) >= to) continue;
+        sum.attempts += 1;
+        sum.retries += it.attempt > 1 ? 1 : 0;
+        sum.throttled += it.class === "throttled" ? 1 : 0;
+        sum.backoff_ms += Math.max(0, it.at_ms - Math.max(begin(it), from));
+      }
+      return sum;
+    }
+
     function tell() {
       const parts = [`${duration(to - from)} shown`];
       if (counts) {
-        const total = (key) => counts.buckets.reduce((sum, bucket) => sum + bucket[key], 0);
+        const each = near && counted();
+        const total = (key) => (each ? each[key] : counts.buckets.reduce((sum, bucket) => sum + bucket[key], 0));
         parts.push(`${number(total("attempts"))} attempts, ${number(total("retries"))} retries, ${number(total("throttled"))} throttled, ${duration(total("backoff_ms"))} of backoff`);
         if (!near) parts.push("too many to draw each: come nearer");
         if (counts.next) parts.push("more was not looked at");
@@ -389,6 +383,7 @@ export const timeline = {
       canvas.style.height = `${height}px`;
       theme = colours();
       stripes = {};
+      tallRow = 0;
       place();
       arrange();
       showLegend();
@@ -709,6 +704,10 @@ export const timeline = {
           counts = null;
           sums = null;
           line.say("");
+          // That it was understood is seen at once.
+          say(state, "looking…");
+          arrange();
+          redraw();
         }
         visible = true;
         tick().then(() => load().catch(refused));

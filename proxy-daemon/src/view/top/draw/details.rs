@@ -136,6 +136,14 @@ pub(super) fn attempt(model: &Model, look: Look, pane: &mut Pane<'_>, id: u64, d
             None => page.text("Not there, or not kept any more.", look.dim()),
         }
     }
+    for (name, fields) in
+        [("Request, after its body", &detail.request_trailers), ("Response, after its body", &detail.response_trailers)]
+    {
+        if let Some(fields) = fields {
+            page.head(name);
+            fields.iter().for_each(|field| page.field(&field.name, &field.value));
+        }
+    }
     scrolled(pane, &page.lines, Some(drawn));
 }
 
