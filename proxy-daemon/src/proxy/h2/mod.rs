@@ -13,12 +13,13 @@ mod link;
 mod pass;
 mod ruled;
 mod stream;
+mod wakes;
 
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -33,6 +34,7 @@ use self::{
     leg::Leg,
     link::{Link, Side},
     stream::{begin, io_failure, stream},
+    wakes::Wakes,
 };
 use super::{
     exchange::{Account, Peer},
@@ -120,6 +122,7 @@ where
     let mut aborted = false;
     // Knows of the upstream's goodbye before its last stream has ended.
     let mut probe = sender.clone();
+    let wakes = Wakes::new();
     loop {
         match &upstream_end {
             // A goodbye: what is under way may finish.
@@ -143,12 +146,13 @@ where
         // In this order what one side has brought leaves the other in one
         // write: the upstream's frames wake streams, whose answers the
         // server's side sends; its new requests go up together.
-        let turn = poll_fn(|context| {
+        let mut look = |context: &mut Context<'_>| {
             if upstream_end.is_none()
                 && let Poll::Ready(end) = Pin::new(&mut connection).poll(context)
             {
                 return Poll::Ready(Turn::UpstreamEnded(end));
             }
+            wakes.begin_look();
             loop {
                 while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(context) {
                     if let Some(broken) = ended {
@@ -202,8 +206,8 @@ where
                 return Poll::Ready(Turn::Drain);
             }
             Poll::Pending
-        });
-        match turn.await {
+        };
+        match poll_fn(|context| wakes.poll(context, &mut look)).await {
             Turn::Over(end) | Turn::Break(Break::End(end)) => {
                 if upstream_end.is_none() {
                     // The client's goodbye, and its last resets.
