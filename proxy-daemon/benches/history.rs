@@ -76,7 +76,7 @@ fn main() {
     let (request, response) = (headers(12), headers(8));
 
     let feed = Feed::default();
-    let one = attempt(1, &processes, &request, &response);
+    let one = Arc::new(attempt(1, &processes, &request, &response));
     let rounds = count.min(50_000);
     let nanos = |started: Instant, rounds: u64| started.elapsed().as_nanos() as f64 / rounds as f64;
     let started = Instant::now();
@@ -122,6 +122,10 @@ fn main() {
     timed("100 calls that match ~c 500", || history.calls(&Query { filter: Some(&rare), ..Query::default() }));
     let span = Span { buckets: 100, to_ms: Some(count as f64), ..Span::default() };
     timed("counts over all of the time", || history.series(&span, None));
+    let each = Span { processes: true, ..span };
+    timed("the same, and of each process", || history.series(&each, None));
+    let part = Span { from_ms: Some(1_000.0), to_ms: Some(1_100.0), ..span };
+    timed("counts over a part of it, long ago", || history.series(&part, None));
     timed("counts over time that match ~c 503", || history.series(&span, Some(&filter("~c 503"))));
     timed("what a filter may be completed with", || history.known());
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    NAME, SOON, TestCa, Wire,
+    NAME, Run, SOON, TestCa, Wire,
     both::{both, same},
     by_hand::ByHand,
     report::number,
@@ -330,4 +330,78 @@ fn a_held_up_upload_is_given_up() {
     assert_eq!((report.total("attempts"), report.total("retries")), (2, 1), "{report}");
     assert_eq!(report.counts("errors"), [("cancelled".into(), 1)].into(), "{report}");
     assert_eq!(number(&report.process("tls_by_hand.py")["backoff"], "count"), 1, "{report}");
+}
+
+/// Four requests, each on its own connection; prints what each is answered.
+const LONG_HEADS: &str = "import socket, ssl, sys\n\
+    host = sys.argv[1]\n\
+    fields = ''.join(f'x-long-{at}: ' + 'y' * 8000 + '\\r\\n' for at in range(34))\n\
+    for line, more in [('PUT /fields', fields), ('GET /target?' + 'z' * 300000, ''), ('GET /answer', ''), ('GET /short', '')]:\n\
+    \x20   stream = socket.create_connection((host, 443), timeout=20)\n\
+    \x20   stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host)\n\
+    \x20   stream.sendall(f'{line} HTTP/1.1\\r\\nHost: {host}\\r\\n{more}\\r\\n'.encode())\n\
+    \x20   answer = b''\n\
+    \x20   while not answer.partition(b'\\r\\n\\r\\n')[2]: answer += stream.recv(65536) or sys.exit('cut')\n\
+    \x20   print(answer.partition(b'\\r\\n\\r\\n')[2].decode(), flush=True)\n";
+
+/// Heads that are too long for us pass whole, and are attempts with what is known
+/// of them; nothing says that they failed.
+#[test]
+fn long_heads_are_attempts() {
+    let ca = TestCa::new();
+    let long: String = (0..34).map(|at| format!("x-long-{at}: {}\r\n", "y".repeat(8_000))).collect();
+    let fields = long.clone();
+    let upstream = Wire::start(&ca, move |mut conn| {
+        let fields = fields.clone();
+        async move {
+            let head = conn.head().await?;
+            let more = if head.starts_with("GET /answer ") { fields } else { String::new() };
+            let length = head.len().to_string();
+            conn.send(format!("HTTP/1.1 200 OK\r\n{more}content-length: {}\r\n\r\n{length}", length.len())).await?;
+            conn.ended().await
+        }
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("https://{NAME}");
+    let file = folder.path().join("a.jsonl");
+    let run = Run::new().to(NAME, upstream.address, &ca).option("--save").option(&file);
+    let outcome = run.go(words![common::clients::python(), "-c", LONG_HEADS, NAME]).ok();
+    // As they were sent, to the byte.
+    let heads: Vec<usize> = upstream.heads().iter().map(String::len).collect();
+    assert!(heads[0] > 272_000 && heads[1] > 300_000, "{heads:?}");
+    assert_eq!(outcome.text(), format!("{}\n{}\n{}\n{}\n", heads[0], heads[1], heads[2], heads[3]));
+
+    let text = std::fs::read_to_string(&file).expect("the recording");
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let lines: Vec<_> = lines.filter(|line| line["type"] == "attempt").collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    for (line, (method, start, unread)) in lines.iter().zip([
+        ("PUT", "/fields", true),
+        ("GET", "/target?zzz", true),
+        ("GET", "/answer", true),
+        ("GET", "/short", false),
+    ]) {
+        assert_eq!(
+            (&line["method"], &line["status"], &line["class"]),
+            (&method.into(), &200.into(), &"success".into())
+        );
+        assert!(line["url"].as_str().is_some_and(|it| it.starts_with(&format!("{url}{start}"))), "{}", line["url"]);
+        assert_eq!(line["failure"] == "unread", unread, "{start}");
+    }
+    let show = |more: &[&str]| {
+        let mut words = words!["show", &file];
+        words.extend(more.iter().map(std::ffi::OsString::from));
+        let mut show = common::run::retryscope(words);
+        show.close_stdin();
+        show.finish(SOON).ok().text()
+    };
+    assert_eq!(show(&["~c 200"]).lines().count(), 4);
+    let shown = show(&["--id", "1"]);
+    assert!(shown.contains("a head was too long to be read whole"), "{shown}");
+
+    let report = outcome.report();
+    assert_eq!((report.total("attempts"), report.count("statuses", "200")), (4, 4), "{report}");
+    let rows = report.0["fidelity"].as_array().into_iter().flatten();
+    let told: Vec<_> = rows.filter(|row| row["text"].to_string().contains("too long to be read whole")).collect();
+    assert_eq!((told.len(), &told[0]["count"]), (1, &3.into()), "{report}");
 }

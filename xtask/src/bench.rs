@@ -45,6 +45,10 @@ pub(crate) struct Options {
     /// The ledger alone, without sockets: time and memory of ten million attempts
     #[arg(long)]
     ledger: bool,
+    /// The store behind the views alone: what a million attempts take, and how
+    /// soon questions about them are answered
+    #[arg(long)]
+    history: bool,
     /// The views: how soon the page shows what one does on a million attempts, and
     /// what the terminal view takes
     #[arg(long)]
@@ -131,9 +135,9 @@ struct Bench {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if options.ledger {
+    if let Some(alone) = options.ledger.then_some("ledger").or(options.history.then_some("history")) {
         let mut cargo = system::cargo();
-        cargo.args(["bench", "--locked", "-p", "retryscope", "--bench", "ledger"]);
+        cargo.args(["bench", "--locked", "-p", "retryscope", "--bench", alone]);
         return system::run(
             cargo.args(options.quick.then_some("--").into_iter().chain(options.quick.then_some("--quick"))),
         );

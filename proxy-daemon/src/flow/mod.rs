@@ -240,6 +240,9 @@ pub enum Failure {
     Protocol,
     /// The client went away first; not the upstream's failure.
     Cancelled,
+    /// No failure of anybody: a head was too long for us to read whole, and
+    /// passed as it came.
+    Unread,
 }
 
 impl Failure {
@@ -253,6 +256,7 @@ impl Failure {
             Failure::Tls => "tls",
             Failure::Protocol => "protocol",
             Failure::Cancelled => "cancelled",
+            Failure::Unread => "unread",
         }
     }
 }

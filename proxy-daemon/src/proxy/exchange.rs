@@ -157,6 +157,8 @@ pub(super) struct Exchange {
     /// The start of a failure's body, as framed.
     complaint: Vec<u8>,
     grpc_status: Option<Vec<u8>>,
+    /// A head was too long to be read whole.
+    pub(super) unread: bool,
     /// Where somebody records.
     recorded: Option<Box<Recorded>>,
     /// Held by hand since then.
@@ -198,6 +200,7 @@ impl Exchange {
             body_replaced: false,
             complaint: Vec::new(),
             grpc_status: None,
+            unread: false,
             recorded,
             holding: None,
             body_taken: false,
@@ -216,6 +219,12 @@ impl Exchange {
     /// A final response has come.
     pub(super) fn answered(&self) -> bool {
         self.attempt.response.is_some()
+    }
+
+    /// All that is known of it has come.
+    pub(super) fn is_unread(mut self) -> Self {
+        self.unread = true;
+        self
     }
 
     /// Body bytes on their way to the upstream.
@@ -450,6 +459,7 @@ impl Exchange {
             return;
         }
         self.ended = true;
+        let failure = failure.or(self.unread.then_some(Failure::Unread));
         let now = self.account.clock.now();
         let unheld = self.holding.is_some();
         self.let_go(now);

@@ -149,6 +149,15 @@ fn by_rules(totals: &Tally) -> Vec<DifferenceEntry> {
         aborted,
         format!("{} {} broken off by rules.", count(aborted, "attempt", "attempts"), were(aborted)),
     );
+    let unread = totals.unread;
+    add(
+        "other",
+        unread,
+        format!(
+            "{} a head that is too long to be read whole (256 KiB): it passed as it came, rules of its phase did not apply, and what followed on its connection was not looked at.",
+            count(unread, "attempt had", "attempts had"),
+        ),
+    );
     let held = totals.held.saturating_sub(hand.time).as_secs_f64() * 1000.0;
     add("delayed", u64::from(held > 0.0), format!("Rules held attempts up, for {} in all.", duration(held)));
     found

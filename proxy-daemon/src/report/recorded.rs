@@ -190,6 +190,7 @@ fn said(failure: Failure) -> &'static str {
         Failure::Tls => "the TLS handshake failed",
         Failure::Protocol => "the upstream broke the protocol",
         Failure::Cancelled => "the client went away first",
+        Failure::Unread => "none: a head was too long to be read whole, and passed as it came",
     }
 }
 

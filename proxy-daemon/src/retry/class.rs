@@ -61,7 +61,7 @@ impl Class {
         if let Some(abort) = told.and_then(|told| told.abort) {
             return if abort == "stall" { Class::Timeout } else { Class::Connection };
         }
-        match attempt.failure.filter(|failure| *failure != Failure::Cancelled) {
+        match attempt.failure.filter(|failure| !matches!(failure, Failure::Cancelled | Failure::Unread)) {
             // A rule's whole answer stands, whatever became of the upstream.
             Some(failure) if told.is_none() => return Self::of_failure(failure),
             _ => {}
@@ -76,6 +76,8 @@ impl Class {
         match failure {
             Failure::TimedOut => Class::Timeout,
             Failure::Cancelled => Class::Cancelled,
+            // Nothing says that it was none.
+            Failure::Unread => Class::Success,
             Failure::Reset
             | Failure::Closed
             | Failure::Protocol

@@ -241,6 +241,7 @@ const FAILURES: &[Failure] = &[
     Failure::Tls,
     Failure::Protocol,
     Failure::Cancelled,
+    Failure::Unread,
 ];
 
 /// What is known while lines are read.

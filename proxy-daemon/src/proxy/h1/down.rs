@@ -61,6 +61,14 @@ where
             Ok(Some(_)) => {
                 // Not a response we understand: no attempt can be told apart
                 // from here on.
+                if let Some(response) = head::cut_response(&pending)
+                    && let Some(Pending { exchange, .. }) = shared.queue().take()
+                {
+                    let mut exchange = lock(&exchange);
+                    exchange.responded(response);
+                    exchange.unread = true;
+                    exchange.end(None);
+                }
                 fail(shared, Failure::Protocol);
                 turn_opaque(shared);
                 return opaque(from, to, pending).await;

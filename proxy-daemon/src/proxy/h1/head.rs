@@ -98,6 +98,47 @@ pub(super) fn request(bytes: &Bytes, fallback: &Arc<str>) -> Parsed<RequestHead>
     })
 }
 
+/// The start of a head that is longer than [`MAX_HEAD`], up to its last whole
+/// line, as if it ended there. `None` where that is not what is in the way.
+fn cut(bytes: &Bytes) -> Option<Bytes> {
+    let bytes = bytes.get(..bytes.len().min(MAX_HEAD)).filter(|_| bytes.len() >= MAX_HEAD)?;
+    let end = bytes.windows(2).rposition(|pair| pair == b"\r\n")? + 2;
+    Some([&bytes[..end], b"\r\n"].concat().into())
+}
+
+/// What is known of a request whose head is too long to be read whole: its first
+/// fields, and, where not even its target has come whole, its method.
+pub(super) fn cut_request(bytes: &Bytes, peer: &Arc<str>) -> Option<(Request, Protocol)> {
+    if bytes.len() < MAX_HEAD {
+        return None;
+    }
+    if let Some(Parsed::Head(head)) = cut(bytes).map(|start| request(&start, peer)) {
+        return Some((head.request, head.protocol));
+    }
+    let mut words = bytes.split(|byte| *byte == b' ');
+    let method = std::str::from_utf8(words.next()?).ok()?;
+    let target = String::from_utf8_lossy(words.next()?.get(..SHOWN)?).into_owned();
+    let known = target.starts_with('/') && !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+    let request = Request {
+        method: intern(method),
+        authority: Arc::clone(peer),
+        target: format!("{target}…").into(),
+        headers: Headers::default(),
+    };
+    known.then_some((request, Protocol::Http11))
+}
+
+/// What is told of a target that is too long, in bytes.
+const SHOWN: usize = 200;
+
+/// The same of a response.
+pub(super) fn cut_response(bytes: &Bytes) -> Option<Response> {
+    match response(&cut(bytes)?) {
+        Parsed::Head(head) => Some(head.response),
+        _ => None,
+    }
+}
+
 /// Parses a response head at the start of `bytes`.
 pub(super) fn response(bytes: &Bytes) -> Parsed<ResponseHead> {
     let mut usual = [httparse::EMPTY_HEADER; USUAL_FIELDS];

@@ -52,6 +52,7 @@ where
         let head = match read_head(from, &mut pending, parse).await {
             Ok(Some(Parsed::Head(head))) => head,
             Ok(Some(_)) => {
+                note_unread(shared, account, peer, &pending);
                 turn_opaque(shared);
                 return opaque(from, to, pending).await;
             }
@@ -174,6 +175,19 @@ where
             Err(stop) => return stop,
         }
     }
+}
+
+/// A request whose head is too long for us passes unread, with whatever follows;
+/// it is an attempt all the same, and its response is told apart as ever.
+fn note_unread(shared: &Shared, account: &Arc<Account>, peer: &Peer, pending: &Bytes) {
+    if shared.queue().opaque {
+        return;
+    }
+    let Some((request, protocol)) = head::cut_request(pending, &peer.name) else { return };
+    let exchange = Exchange::begin(account, peer, protocol, request).is_unread();
+    let exchange = Arc::new(Mutex::new(exchange));
+    shared.queue().waiting.push_back(Pending { exchange, leaves_http: false, told: None });
+    shared.taken.notify_waiters();
 }
 
 /// Waits for the down half to say whether the upstream left HTTP.

@@ -32,7 +32,7 @@ impl Outcome {
         match (&attempt.injected, genuine, attempt.failure) {
             (Some(Told { abort: Some(abort), .. }), ..) => Outcome::Aborted(abort),
             (Some(Told { status: Some(told), .. }), genuine, _) => Outcome::Injected { told: *told, genuine },
-            (None, Some(status), None | Some(Failure::Cancelled)) => Outcome::Genuine(status),
+            (None, Some(status), None | Some(Failure::Cancelled | Failure::Unread)) => Outcome::Genuine(status),
             (_, _, failure) => Outcome::Error(failure),
         }
     }
@@ -292,6 +292,8 @@ pub struct Tally {
     /// Attempts without a status for the client, or with half a response.
     #[serde(with = "super::names")]
     pub errors: Counts<&'static str>,
+    /// Attempts of which a head was too long to be read whole.
+    pub unread: u64,
     /// The same attempts by kind.
     pub classes: Classes,
     /// What services called their errors.
@@ -329,6 +331,7 @@ impl Tally {
         self.replaced.add_all(&other.replaced);
         self.aborted.add_all(&other.aborted);
         self.errors.add_all(&other.errors);
+        self.unread += other.unread;
         self.classes.add_all(&other.classes);
         other.codes.iter().for_each(|(code, count)| self.codes.add(code, count));
         self.asked.add_all(&other.asked);
@@ -345,6 +348,7 @@ impl Tally {
     pub(super) fn ended(&mut self, attempt: &Attempt, outcome: Outcome, class: Class) {
         self.attempts += 1;
         self.outcome(outcome);
+        self.unread += u64::from(attempt.failure == Some(Failure::Unread));
         self.classes.add(class, attempt.injected.is_some());
         self.held = self.held.saturating_add(attempt.held);
         self.hand.ended(attempt, outcome);

@@ -181,3 +181,61 @@ fn is_gone(terminal: &OwnedFd, patience: PollTimeout) -> bool {
     let flags = polled[0].revents().unwrap_or(PollFlags::empty());
     flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read, process::Command};
+
+    use nix::{
+        pty::{Winsize, openpty},
+        sys::termios::tcgetattr,
+    };
+
+    use super::*;
+
+    /// Not a test: what the one below has its terminal for.
+    #[test]
+    #[ignore = "it panics, on the terminal of another test"]
+    fn panics_on_its_screen() {
+        let mut screen = Screen::enter().unwrap();
+        screen.draw(|frame| frame.render_widget("something", frame.area())).unwrap();
+        panic!("and then it was over");
+    }
+
+    /// A program that panics leaves the terminal as it was, and says why on the
+    /// shell's screen.
+    #[test]
+    fn a_panic_gives_it_back() {
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = openpty(Some(&size), None).unwrap();
+        let before = tcgetattr(&terminal.slave).unwrap();
+        let stdio = || terminal.slave.try_clone().unwrap();
+        let mut program = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--nocapture", "--exact", "view::top::terminal::tests::panics_on_its_screen"])
+            .env("RUST_BACKTRACE", "0")
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .unwrap();
+        let mut master = File::from(terminal.master);
+        let reading = std::thread::spawn(move || {
+            let mut shown = Vec::new();
+            // Ends with an error once nobody has the terminal any more.
+            let _ = master.read_to_end(&mut shown);
+            String::from_utf8_lossy(&shown).into_owned()
+        });
+        let ended = program.wait().unwrap();
+        let after = tcgetattr(&terminal.slave).unwrap();
+        drop(terminal.slave);
+        let shown = reading.join().unwrap();
+        assert!(!ended.success(), "{shown}");
+        assert_eq!(after, before, "{shown}");
+        let at = |part: &str| shown.find(part).unwrap_or_else(|| panic!("no {part:?} in {shown:?}"));
+        assert!(at("\x1b[?1049h") < at("something") && at("something") < at("\x1b[?1049l"), "{shown:?}");
+        assert!(at("\x1b[?1049l") < at("and then it was over"), "{shown:?}");
+        for on in ["\x1b[?1006l\x1b[?1000l", "\x1b[?2004l", "\x1b[?25h"] {
+            assert!(at(on) < at("and then it was over"), "{shown:?}");
+        }
+    }
+}
