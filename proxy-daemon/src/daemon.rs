@@ -126,6 +126,9 @@ pub struct Settings {
     /// Every process that could ask is redirected: what is answered at an
     /// address that shows it.
     pub beacon: Option<[u8; NONCE]>,
+    /// Listeners in other network namespaces, where another process opens
+    /// them.
+    pub doors: Option<mpsc::Receiver<Door>>,
 }
 
 /// What outlives an instance, for the next.
@@ -367,7 +370,10 @@ impl Instance {
         let page = settings.page.map(|opened| Page::start(opened, &controlled)).transpose();
         let page = page.map_err(StartError::Listen)?;
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
-        let (doors, coming) = mpsc::channel(MAX_DOORS);
+        let (doors, mut coming) = mpsc::channel(MAX_DOORS);
+        if let Some(others) = settings.doors {
+            coming = others;
+        }
         Ok(Self {
             proxy,
             redirect,

@@ -29,7 +29,7 @@ use crate::{
     config::{self, Config, File, Prepared},
     control::{self, Access},
     daemon::{Earlier, Finished, Instance, Settings, StartError},
-    keeper::{self, KeeperError, Starting, Targets},
+    keeper::{self, KeeperError, Starting, Taken, Targets},
     process::{
         self, Role,
         confine::{self, ConfineError, Needs},
@@ -136,6 +136,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
             ports: config.ports.clone(),
             allow_quic: config.allow_quic,
             ca_dir: file.resolve(&config.ca_dir),
+            porter: config.namespaces.then_some(prepared.account),
         },
         &listeners,
         config.fail.into(),
@@ -179,8 +180,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
             "bypassed, as it was before: new connections go direct, unobserved, until `retryscope bypass off`"
         );
     }
-    let (keeper, signer, redirect, keepers_less) = started.run()?;
-    for what in less.iter().chain(&keepers_less) {
+    let Taken { keeper, signer, redirect, doors, less: theirs } = started.run()?;
+    for what in less.iter().chain(&theirs) {
         tracing::warn!("less is confined than could be: {what}");
     }
     let authority = Authority::remote(&certificate, Box::new(signer))?;
@@ -226,6 +227,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         earlier,
         bypassed,
         beacon: None,
+        doors,
     };
     let runtime = runtime()?;
     let place_of_page = settings.page.as_ref().map(page::Opened::place);

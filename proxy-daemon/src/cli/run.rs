@@ -238,6 +238,7 @@ impl Job {
                 earlier: None,
                 bypassed: false,
                 beacon: None,
+                doors: None,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))

@@ -380,6 +380,7 @@ impl Config {
             ("strict", self.strict != new.strict),
             ("fail", self.fail != new.fail),
             ("allow_quic", self.allow_quic != new.allow_quic),
+            ("namespaces", self.namespaces != new.namespaces),
             ("ca_dir", self.ca_dir != new.ca_dir),
             ("user", self.user != new.user),
             ("state_dir", self.state_dir != new.state_dir),

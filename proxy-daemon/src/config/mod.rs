@@ -56,6 +56,9 @@ table! {
         fail: Fail = Fail::Open => default "\"open\"";
         /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it.
         allow_quic: bool = false => default "false";
+        /// Take connections that are made in other network namespaces as well, such as containers'. For it a
+        /// process of the daemon keeps CAP_SYS_ADMIN and CAP_SYS_PTRACE; docs/security.md tells more.
+        namespaces: bool = true => default "true";
         /// The folder of the authority's certificate and key. Only root may be able to read the key.
         ca_dir: PathBuf = "/etc/retryscope".into() => default "\"/etc/retryscope\"";
         /// Whom the part that serves connections becomes, once everything is attached.

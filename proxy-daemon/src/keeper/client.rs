@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::{KEEPER, Request, Said, Start};
+use super::{KEEPER, Porter, Post, Request, Said, Start, doors::Hired};
 use crate::{
     process::channel::Channel,
-    redirect::{Attachment, Fail, Listeners, Maps, Redirect, RedirectError},
+    redirect::{Attachment, Door, Elsewhere, Fail, Listeners, Maps, Redirect, RedirectError},
     tls::RemoteKey,
 };
 
@@ -57,6 +57,7 @@ pub struct Starting {
     child: Child,
     channel: Channel,
     signing: Channel,
+    hired: Option<Hired>,
     fail: Fail,
 }
 
@@ -66,6 +67,7 @@ pub struct Started {
     child: Child,
     channel: Channel,
     signing: Channel,
+    hired: Option<Hired>,
     pub pid: u32,
     /// The authority's certificate.
     pub authority: Vec<u8>,
@@ -79,7 +81,20 @@ pub enum Answer {
     Broken { why: String },
 }
 
-/// A running keeper. It ends when this is dropped.
+/// What is in force.
+#[derive(Debug)]
+pub struct Taken {
+    pub keeper: Keeper,
+    pub signer: Authorised,
+    pub redirect: Arc<Redirect>,
+    /// Doors to other network namespaces, those of the start and later ones.
+    pub doors: Option<mpsc::Receiver<Door>>,
+    /// In what the others are confined less than they could be.
+    pub less: Vec<String>,
+}
+
+/// A running keeper, and the porter where there is one. They end when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Keeper {
     asking: Mutex<(Channel, Receiver<Reply>)>,
@@ -87,7 +102,8 @@ pub struct Keeper {
     gone: watch::Receiver<bool>,
     /// Names of what is attached.
     targets: Arc<Mutex<Vec<(u64, String)>>>,
-    child: Mutex<Child>,
+    children: Mutex<Vec<Child>>,
+    porter: Option<Porter>,
 }
 
 #[derive(Debug)]
@@ -101,7 +117,7 @@ enum Reply {
 pub struct Authorised(Mutex<Channel>);
 
 impl Starting {
-    /// Starts the keeper; `listeners` are where connects are diverted to. It
+    /// Starts the keeper, and the porter where one is wanted; `listeners` are where connects are diverted to. It
     /// takes a moment to load, in which there is other work.
     pub fn start(start: &Start, listeners: &Listeners, fail: Fail) -> Result<Self, KeeperError> {
         let (mut channel, theirs) = Channel::pair().map_err(KeeperError::Start)?;
@@ -117,22 +133,33 @@ impl Starting {
             .spawn()
             .map_err(KeeperError::Start)?;
         drop(theirs);
-        let mut descriptors = vec![signer.as_fd(), listeners.v4.as_fd()];
+        let (from_keeper, to_porter) = Channel::pair().map_err(KeeperError::Start)?;
+        let hire = |account| {
+            let ports = [Some(&listeners.v4), listeners.v6.as_ref()].into_iter().flatten();
+            let ports = ports.map(|listener| Ok(u32::from(listener.local_addr()?.port())));
+            Hired::start(&Post { account, ports: ports.collect::<io::Result<_>>()? }, &from_keeper)
+        };
+        let hired = start.porter.map(hire).transpose().map_err(KeeperError::Start)?;
+        let mut descriptors = vec![signer.as_fd()];
+        descriptors.extend(hired.as_ref().map(|_| to_porter.as_fd()));
+        descriptors.push(listeners.v4.as_fd());
         descriptors.extend(listeners.v6.as_ref().map(AsFd::as_fd));
         channel.send(start, &descriptors).map_err(KeeperError::Start)?;
-        Ok(Self { child, channel, signing, fail })
+        Ok(Self { child, channel, signing, hired, fail })
     }
 
     /// Waits until it has loaded.
     pub fn loaded(self) -> Result<Started, KeeperError> {
-        let Self { child, mut channel, signing, fail } = self;
+        let Self { child, mut channel, signing, hired, fail } = self;
         match channel.receive::<Said>().map_err(KeeperError::Start)? {
             Some((Said::Started { authority, pid }, maps)) => {
                 let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
                     return Err(KeeperError::Gone);
                 };
-                let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, networks: None, gate }, fail)?;
-                Ok(Started { child, channel, signing, pid, authority, redirect })
+                let elsewhere = hired.as_ref().map(|hired| Box::new(hired.doors.clone()) as Box<dyn Elsewhere>);
+                let maps = Maps { accepted, exempt, tally, commands, networks: None, gate };
+                let redirect = Redirect::new(maps, fail, elsewhere)?;
+                Ok(Started { child, channel, signing, hired, pid, authority, redirect })
             }
             Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),
             _ => Err(KeeperError::Gone),
@@ -152,10 +179,10 @@ impl Started {
     }
 
     /// Takes over what is attached at the start; from here on cgroups come and
-    /// go by themselves. What the keeper says of its confinement comes along.
-    /// To be called once this process is confined: it starts a thread.
-    pub fn run(self) -> Result<(Keeper, Authorised, Arc<Redirect>, Vec<String>), KeeperError> {
-        let Self { child, mut channel, signing, redirect, .. } = self;
+    /// go by themselves. To be called once this process is confined: it starts
+    /// threads.
+    pub fn run(self) -> Result<Taken, KeeperError> {
+        let Self { child, mut channel, signing, hired, redirect, .. } = self;
         signing.set_patience(PATIENCE).map_err(KeeperError::Start)?;
         let redirect = Arc::new(redirect);
         let targets = Arc::new(Mutex::new(Vec::new()));
@@ -176,8 +203,17 @@ impl Started {
             hear(&mut channel, &answer, &mine, &known);
             told.send_replace(true);
         });
-        let keeper = Keeper { asking: Mutex::new((asking, answers)), gone, targets, child: Mutex::new(child) };
-        Ok((keeper, Authorised(Mutex::new(signing)), redirect, less.unwrap_or_default()))
+        let (mut children, mut less) = (vec![child], less.unwrap_or_default());
+        let (mut porter, mut doors) = (None, None);
+        if let Some(hired) = hired {
+            let (working, child, opened, its) = hired.run()?;
+            children.push(child);
+            less.extend(its);
+            (porter, doors) = (Some(working), Some(opened));
+        }
+        let (asking, children) = (Mutex::new((asking, answers)), Mutex::new(children));
+        let keeper = Keeper { asking, gone, targets, children, porter };
+        Ok(Taken { keeper, signer: Authorised(Mutex::new(signing)), redirect, doors, less })
     }
 }
 
@@ -246,8 +282,16 @@ impl Keeper {
         }
     }
 
-    /// Whether the keeper answers. Waits for it.
+    pub fn porter(&self) -> Option<&Porter> {
+        self.porter.as_ref()
+    }
+
+    /// Whether the keeper answers, and the porter. Waits for them.
     pub fn answers(&self, patience: Duration) -> bool {
+        self.porter.as_ref().is_none_or(|porter| porter.answers(patience)) && self.keeper_answers(patience)
+    }
+
+    fn keeper_answers(&self, patience: Duration) -> bool {
         // One that is reading a configuration is alive.
         let Ok(mut asking) = self.asking.try_lock() else { return true };
         matches!(exchange(&mut asking, &Request::Ping, patience), Ok(Reply::Pong))
@@ -266,11 +310,20 @@ impl Keeper {
         names
     }
 
-    /// Ends when the keeper has.
+    /// Ends when the keeper has, or the porter.
     pub async fn ended(&self) {
         let mut gone = self.gone.clone();
-        // A sender that is gone is a thread that is.
-        let _ = gone.wait_for(|gone| *gone).await;
+        let porter = async {
+            match &self.porter {
+                Some(porter) => porter.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // A sender that is gone is a thread that is.
+            _ = gone.wait_for(|gone| *gone) => {}
+            () = porter => {}
+        }
     }
 }
 
@@ -290,8 +343,13 @@ impl Drop for Keeper {
         let asking = self.asking.get_mut().unwrap_or_else(PoisonError::into_inner);
         // It ends when nobody is at the other end; the hearing thread is.
         let _ = rustix::net::shutdown(asking.0.as_fd(), rustix::net::Shutdown::Both);
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = child.wait();
+        if let Some(porter) = &self.porter {
+            porter.end();
+        }
+        let children = self.children.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for child in children {
+            let _ = child.wait();
+        }
     }
 }
 

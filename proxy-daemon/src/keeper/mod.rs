@@ -1,4 +1,4 @@
-//! What stays privileged: a small process beside the one that serves
+//! What stays privileged: two small processes beside the one that serves
 //! connections.
 //!
 //! The keeper has what must not be within reach of whoever parses bytes from
@@ -8,24 +8,40 @@
 //! (descriptors: the server holds them, so that everything is gone when the
 //! server is), signatures on leaves, the configuration's text.
 //!
-//! The protocol is narrow on purpose. The server cannot say *what* to attach
-//! (the configuration does, which the keeper reads itself), nor have anything
-//! signed but leaves ([`crate::tls::Authority::sign_leaf`]).
+//! The porter has what it takes to enter other network namespaces, such as
+//! containers'. In: from the keeper, which cgroups are attached; from the
+//! server, requests for sockets. Out, to the server: doors that have opened or
+//! closed, and the sockets. It is another process than the keeper, since
+//! Landlock, which keeps the keeper from files, also keeps a process from
+//! knowing which namespaces others are in.
 //!
-//! The keeper ends when the server does, and the server when the keeper does.
-mod attaching;
+//! The protocols are narrow on purpose. The server cannot say *what* to attach
+//! (the configuration does, which the keeper reads itself), nor have anything
+//! signed but leaves ([`crate::tls::Authority::sign_leaf`]); and it can name no
+//! process and no namespace to the porter, but only doors that this has opened
+//! by itself.
+//!
+//! All three end when one of them does.
 mod client;
+mod doors;
+mod handing;
+pub mod porter;
 mod serve;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{Answer, Authorised, Keeper, KeeperError, Started, Starting};
+use crate::process::confine::Account;
+
+pub use client::{Answer, Authorised, Keeper, KeeperError, Started, Starting, Taken};
+pub use doors::Porter;
 pub use serve::main;
 
 /// The hidden first argument that makes this binary the keeper.
 pub const KEEPER: &str = "__keeper";
+/// The one that makes it the porter.
+pub const PORTER: &str = "__porter";
 
 /// Targets of the command line take the place of the file's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +58,8 @@ impl Targets {
 }
 
 /// The first message: sent while the server still is who it was started as.
-/// With it come the other end of the signing channel, and the listeners.
+/// With it come the other end of the signing channel, where there is a porter
+/// the way to it, and the listeners.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     pub config: PathBuf,
@@ -52,6 +69,8 @@ pub struct Start {
     pub ports: Vec<u16>,
     pub allow_quic: bool,
     pub ca_dir: PathBuf,
+    /// Whom the porter becomes; `None`: there is none.
+    pub porter: Option<Account>,
 }
 
 /// What the server asks for.
@@ -109,4 +128,129 @@ enum Said {
         why: String,
     },
     Pong,
+}
+
+/// The porter's first message. With it comes its way to the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+struct Post {
+    account: Account,
+    /// Of the server's own listeners: no other may have them.
+    ports: Vec<u32>,
+}
+
+/// What the keeper tells the porter.
+#[derive(Debug, Serialize, Deserialize)]
+enum Place {
+    /// With it come the maps of listeners and of counts.
+    Maps,
+    Attached {
+        number: u64,
+        path: PathBuf,
+    },
+    Detached {
+        number: u64,
+    },
+    /// That was all for now.
+    All,
+}
+
+/// What the server asks the porter for: in a form of its own, which leaves
+/// nothing to be understood wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// Whether anybody is there.
+    Ping { id: u64 },
+    /// A socket where a door is open.
+    Socket { id: u64, cookie: u64, v6: bool },
+}
+
+impl Asked {
+    const LENGTH: usize = 17;
+
+    fn to_bytes(self) -> [u8; Self::LENGTH] {
+        let (kind, id, cookie) = match self {
+            Self::Ping { id } => (0, id, 0),
+            Self::Socket { id, cookie, v6 } => (if v6 { 6 } else { 4 }, id, cookie),
+        };
+        let mut bytes = [kind; Self::LENGTH];
+        bytes[1..9].copy_from_slice(&id.to_be_bytes());
+        bytes[9..].copy_from_slice(&cookie.to_be_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let (id, cookie) = rest.split_first_chunk::<8>()?;
+        let (id, cookie) = (u64::from_be_bytes(*id), u64::from_be_bytes(cookie.try_into().ok()?));
+        match kind {
+            0 => Some(Self::Ping { id }),
+            4 | 6 => Some(Self::Socket { id, cookie, v6: *kind == 6 }),
+            _ => None,
+        }
+    }
+}
+
+/// What the porter says to the server, in answer or by itself.
+#[derive(Debug, Serialize, Deserialize)]
+enum Told {
+    /// It could not start; what the server exits with.
+    Failed {
+        message: String,
+        code: u8,
+    },
+    /// The doors of those who are there at the start are open, and it has
+    /// given up what it does not need.
+    Ready {
+        /// The porter's pid.
+        pid: u32,
+        /// What the kernel could not be asked for.
+        less: Vec<String>,
+        /// Capabilities without which no door can be opened.
+        missing: Vec<String>,
+    },
+    /// With it come the listeners.
+    Opened {
+        cookie: u64,
+        /// A process there.
+        pid: u32,
+    },
+    Closed {
+        cookie: u64,
+    },
+    /// A namespace cannot be listened in.
+    Refused {
+        pid: u32,
+        why: String,
+    },
+    /// With it comes the socket that was asked for.
+    Made {
+        id: u64,
+    },
+    NotMade {
+        id: u64,
+        /// As of errno(3).
+        code: i32,
+    },
+    Pong {
+        id: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_understood_or_refused() {
+        for asked in [
+            Asked::Ping { id: 7 },
+            Asked::Socket { id: u64::MAX, cookie: 1, v6: false },
+            Asked::Socket { id: 0, cookie: u64::MAX - 1, v6: true },
+        ] {
+            assert_eq!(Asked::from_bytes(&asked.to_bytes()), Some(asked));
+        }
+        for wrong in [&[][..], &[4; 16], &[4; 18], &[5; 17], &[0; 9]] {
+            assert_eq!(Asked::from_bytes(wrong), None);
+        }
+    }
 }

@@ -14,7 +14,7 @@ use nix::{
     unistd::setsid,
 };
 
-use super::{Request, Said, Start, Targets, attaching::Attaching};
+use super::{Place, Request, Said, Start, Targets, handing::Handing};
 use crate::{
     config::File,
     process::{
@@ -23,7 +23,7 @@ use crate::{
         confine::{self, Needs},
         release_memory,
     },
-    redirect::{Attacher, Forest, Listeners, Patterns, Watched, cgroup::Mount},
+    redirect::{Attacher, Attaching, Forest, Listeners, Patterns, Watched, cgroup::Mount},
     tls::Authority,
 };
 
@@ -65,6 +65,7 @@ fn keep(server: &mut Channel) -> Result<(), Failure> {
     let Some((start, descriptors)) = server.receive::<Start>().map_err(gone)? else { return Ok(()) };
     let mut descriptors = descriptors.into_iter();
     let signing = descriptors.next().map(Channel::new).ok_or_else(|| Failure::new(70, &"no signing channel came"))?;
+    let porter = start.porter.and_then(|_| descriptors.next()).map(Channel::new);
     let mut listeners = descriptors.map(TcpListener::from);
     let v4 = listeners.next().ok_or_else(|| Failure::new(70, &"no listener came"))?;
     let listeners = Listeners { v4, v6: listeners.next() };
@@ -84,8 +85,11 @@ fn keep(server: &mut Channel) -> Result<(), Failure> {
     let said = Said::Started { authority: authority.certificate_der().to_vec(), pid: std::process::id() };
     let handed = [&maps.accepted, &maps.exempt, &maps.tally, &maps.commands, &maps.gate].map(AsFd::as_fd);
     server.send(&said, &handed).map_err(gone)?;
-    drop(maps);
-    let mut attaching = Attaching::new(attacher, forest, patterns);
+    let porter = porter.zip(maps.networks).and_then(|(mut porter, networks)| {
+        // One that is gone is missed by the server.
+        porter.send(&Place::Maps, &[networks.as_fd(), maps.tally.as_fd()]).ok().map(|()| porter)
+    });
+    let mut handing = Handing::new(Attaching::new(attacher, forest), patterns, porter);
     // Reading the kernel's types takes tens of megabytes for a moment.
     release_memory();
 
@@ -100,10 +104,11 @@ fn keep(server: &mut Channel) -> Result<(), Failure> {
     .map_err(|error| Failure::new(error.exit_code(), &error))?;
     // Only now, so that it is confined as well.
     std::thread::spawn(move || sign(signing, &authority));
-    attaching.follow(server).map_err(gone)?;
+    handing.follow(server).map_err(gone)?;
+    handing.tell_porter(true);
     server.send(&Said::Ready { less }, &[]).map_err(gone)?;
     // From here on an error means that the server is gone.
-    let _ = run(server, &mut attaching, &start);
+    let _ = run(server, &mut handing, &start);
     Ok(())
 }
 
@@ -152,21 +157,21 @@ fn sign(mut channel: Channel, authority: &Authority) {
 }
 
 /// Answers requests and follows cgroups; ends with the server.
-fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Result<()> {
+fn run(server: &mut Channel, handing: &mut Handing, start: &Start) -> io::Result<()> {
     let mut looked = Instant::now();
     let mut stirred = false;
     loop {
         let since = looked.elapsed();
         let wait = if stirred { BREATH } else { ROUND }.saturating_sub(since);
         if wait.is_zero() {
-            attaching.follow(server)?;
+            handing.follow(server)?;
             (looked, stirred) = (Instant::now(), false);
             continue;
         }
         let (asked, news) = {
             let mut ready = [
                 PollFd::new(server.as_fd(), PollFlags::POLLIN),
-                PollFd::new(attaching.forest().news(), PollFlags::POLLIN),
+                PollFd::new(handing.attaching.forest().news(), PollFlags::POLLIN),
             ];
             // Rounded up: a wait of less than a millisecond would spin.
             let timeout = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
@@ -178,10 +183,10 @@ fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Re
             (is(&ready[0]), is(&ready[1]))
         };
         if news {
-            attaching.forest().hear()?;
+            handing.attaching.forest().hear()?;
             // At once where it has been quiet.
             if looked.elapsed() >= BREATH {
-                attaching.follow(server)?;
+                handing.follow(server)?;
                 (looked, stirred) = (Instant::now(), false);
             } else {
                 stirred = true;
@@ -193,8 +198,8 @@ fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Re
                 Request::Ping => server.send(&Said::Pong, &[])?,
                 Request::Reload => match reload(start) {
                     Ok((patterns, said)) => {
-                        attaching.set_patterns(patterns);
-                        attaching.follow(server)?;
+                        handing.set_patterns(patterns);
+                        handing.follow(server)?;
                         server.send(&said, &[])?;
                     }
                     Err(why) => server.send(&Said::Broken { why }, &[])?,
