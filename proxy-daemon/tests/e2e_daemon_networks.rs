@@ -2,7 +2,14 @@
 //! have them: listeners where they are, upstreams reached from there.
 mod common;
 
-use std::{fs::File, net::TcpListener, os::fd::AsFd, path::Path, process::Command};
+use std::{
+    fs::File,
+    net::TcpListener,
+    os::fd::AsFd,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use common::{Daemon, Loop, NAME, SOON, Site, TestCa, TestCgroup, Upstream, alive, ca::Leaf, clients, until};
 use nix::{
@@ -10,18 +17,22 @@ use nix::{
     sys::signal::{Signal, kill},
 };
 
-/// A client in a cgroup and in a network namespace of its own, with servers
-/// that only it can reach.
+/// A client in a cgroup and a network namespace of its own, as in a container,
+/// with servers that only it can reach.
 struct Away {
+    cgroup: PathBuf,
     client: Option<Loop>,
     _upstreams: Vec<Upstream>,
 }
 
 impl Away {
-    fn start(group: &Path, ca: &TestCa, host: &str) -> Self {
+    fn start(group: &TestCgroup, ca: &TestCa, host: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let cgroup = group.path().join(format!("away-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir(&cgroup).expect("a cgroup");
         let script = r#"echo $$ >"$1/cgroup.procs" && shift && exec unshare --net sh -c 'ip link set lo up && exec "$@"' sh "$@""#;
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", script, "sh"]).arg(group).arg(clients::python());
+        command.args(["-c", script, "sh"]).arg(&cgroup).arg(clients::python());
         let client = Loop::to(command, host);
         let namespace = File::open(format!("/proc/{}/ns/net", client.running.pid)).expect("the namespace");
         let listening = std::thread::spawn(move || {
@@ -30,7 +41,7 @@ impl Away {
         });
         let listeners = listening.join().expect("listeners");
         let at = |listener| Upstream::at(listener, ca, Leaf::Good, &[NAME], &["http/1.1"]);
-        Self { client: Some(client), _upstreams: listeners.map(at).into() }
+        Self { cgroup, client: Some(client), _upstreams: listeners.map(at).into() }
     }
 
     fn connects(&mut self) -> bool {
@@ -43,6 +54,18 @@ impl Away {
 
     fn leave(&mut self) {
         self.client.take().expect("it runs").end();
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let _ = std::panic::catch_unwind(|| {
+            until("the cgroup is gone", SOON, || {
+                let _ = std::fs::remove_dir(&self.cgroup);
+                (!self.cgroup.exists()).then_some(())
+            });
+        });
     }
 }
 
@@ -71,14 +94,14 @@ fn doors_open_and_close() {
     let (ca, group) = (TestCa::new(), TestCgroup::new());
     let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
     targets(&site, &group, "");
-    let mut there = Away::start(group.path(), &ca, "127.0.0.1");
+    let mut there = Away::start(&group, &ca, "127.0.0.1");
     let mut daemon = site.start();
     assert!(there.connects(), "there before the daemon");
     let porter = daemon.porter().expect("a porter");
     let before = threads(porter);
     assert_eq!(held(porter), 0);
 
-    let mut later = Away::start(group.path(), &ca, "::1");
+    let mut later = Away::start(&group, &ca, "::1");
     daemon.said(&format!("listening in the network namespace of process {}", later.pid()));
     assert!(later.connects() && later.connects(), "one that came later, by IPv6");
     let mut home = Loop::in_cgroup(&group, &upstream);
@@ -100,7 +123,7 @@ fn doors_open_and_close() {
     assert!(there.connects(), "the other is still served");
     // Another comes and goes, more than once.
     for _ in 0..3 {
-        let mut again = Away::start(group.path(), &ca, "127.0.0.1");
+        let mut again = Away::start(&group, &ca, "127.0.0.1");
         daemon.said(&format!("listening in the network namespace of process {}", again.pid()));
         assert!(again.connects());
         again.leave();
@@ -119,7 +142,7 @@ fn none_after_a_kill() {
     let (ca, group) = (TestCa::new(), TestCgroup::new());
     let site = Site::new(&ca);
     targets(&site, &group, "");
-    let mut there = Away::start(group.path(), &ca, "127.0.0.1");
+    let mut there = Away::start(&group, &ca, "127.0.0.1");
     let start = || -> Daemon { site.start() };
     let mut daemon = start();
     let porter = daemon.porter().expect("a porter");
@@ -147,7 +170,7 @@ fn without() {
     let (ca, group) = (TestCa::new(), TestCgroup::new());
     let (upstream, site) = (Upstream::start(&ca), Site::new(&ca));
     targets(&site, &group, "namespaces = false");
-    let mut there = Away::start(group.path(), &ca, "127.0.0.1");
+    let mut there = Away::start(&group, &ca, "127.0.0.1");
     let mut home = Loop::in_cgroup(&group, &upstream);
     let daemon = site.start();
     assert_eq!(daemon.porter(), None);

@@ -146,7 +146,7 @@ struct Others {
 
 #[derive(Debug)]
 enum Who {
-    Us(RwLock<Networks>),
+    Us(Box<RwLock<Networks>>),
     Another(Box<dyn Elsewhere>),
 }
 
@@ -265,7 +265,7 @@ impl Redirect {
     pub fn new(maps: Maps, fail: Fail, elsewhere: Option<Box<dyn Elsewhere>>) -> Result<Self, RedirectError> {
         let networks = Others::new(match elsewhere {
             Some(elsewhere) => Who::Another(elsewhere),
-            None => Who::Us(RwLock::new(Networks::new(maps.networks)?)),
+            None => Who::Us(Box::new(RwLock::new(Networks::new(maps.networks)?))),
         });
         Ok(Self {
             attached: Mutex::default(),

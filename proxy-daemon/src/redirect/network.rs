@@ -24,6 +24,7 @@ use std::{
     },
     path::Path,
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, MapData};
@@ -39,6 +40,9 @@ use super::{Listeners, RedirectError, Target, cgroup, listen};
 const MAX_WAITING: usize = 256;
 /// How often a listener is opened anew where its port is taken elsewhere.
 const MAX_TRIES: usize = 32;
+/// How long a loopback may take to be brought up before it is told that it is
+/// down.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The thread only makes system calls.
 const STACK: usize = 128 * 1024;
 
@@ -150,6 +154,9 @@ pub struct Networks {
     entered: BTreeMap<u64, Entered>,
     /// Those that cannot be entered; not tried, nor told of, again.
     refused: HashSet<Inode>,
+    /// Those whose loopback is down: since when, and whether it was told. Who
+    /// makes a namespace brings it up a moment later.
+    down: std::collections::HashMap<Inode, (Instant, bool)>,
     /// It was told that some cannot even be known.
     hidden: bool,
 }
@@ -182,7 +189,7 @@ impl Networks {
         let own = fs::metadata("/proc/thread-self/ns/net").map(|data| inode(&data)).unwrap_or_default();
         let map = map.map(super::opened).transpose()?;
         let (own_ports, entered, refused) = (BTreeSet::new(), BTreeMap::new(), HashSet::new());
-        Ok(Self { map, own, own_ports, entered, refused, hidden: false })
+        Ok(Self { map, own, own_ports, entered, refused, down: Default::default(), hidden: false })
     }
 
     /// The ports of the listeners in our own namespace: no other listener may
@@ -211,21 +218,34 @@ impl Networks {
             .collect();
         changes.left.iter().for_each(|cookie| self.leave(*cookie));
         self.refused.retain(|inode| found.contains_key(inode));
+        self.down.retain(|inode, _| found.contains_key(inode));
         for (inode, pid) in found {
             let known = self.entered.values().any(|network| network.inode == *inode);
             if known || *inode == self.own || self.refused.contains(inode) {
                 continue;
             }
-            let entered = if self.entered.len() < MAX_NETWORKS {
-                self.enter(*pid, *inode).map_err(|error| error.to_string())
-            } else {
-                Err(format!("there are more than {MAX_NETWORKS} network namespaces; this one is not listened in"))
-            };
-            match entered {
-                Ok(opened) => changes.opened.extend(opened),
-                Err(why) => {
+            let pid = *pid;
+            if self.entered.len() >= MAX_NETWORKS {
+                self.refused.insert(*inode);
+                let why = format!("there are more than {MAX_NETWORKS} network namespaces to listen in");
+                changes.refused.push(Refused { pid, why });
+                continue;
+            }
+            match self.enter(pid, *inode) {
+                Ok(opened) => {
+                    self.down.remove(inode);
+                    changes.opened.extend(opened);
+                }
+                Err(RedirectError::Listener { cause, .. }) if cause.kind() == io::ErrorKind::NetworkDown => {
+                    let (since, told) = self.down.entry(*inode).or_insert_with(|| (Instant::now(), false));
+                    if since.elapsed() >= PATIENCE && !std::mem::replace(told, true) {
+                        let why = format!("the loopback is down in the network namespace of process {pid}");
+                        changes.refused.push(Refused { pid, why });
+                    }
+                }
+                Err(error) => {
                     self.refused.insert(*inode);
-                    changes.refused.push(Refused { pid: *pid, why });
+                    changes.refused.push(Refused { pid, why: error.to_string() });
                 }
             }
         }

@@ -134,9 +134,9 @@ impl Holder for &Redirect {
             tracing::info!(cgroup = name, "no longer watching a cgroup");
         }
         if gone {
-            self.remove(number)
+            self.remove(number);
         } else {
-            self.retire_for(number, LINGER)
+            self.retire_for(number, LINGER);
         }
         Ok(())
     }
