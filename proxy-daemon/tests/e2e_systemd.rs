@@ -179,6 +179,26 @@ impl Site {
         self.goes("web", true);
     }
 
+    /// By TPROXY, with what the drop-in beside the unit adds.
+    fn serves_by_tproxy(&self) {
+        let machine = &self.machine;
+        let folder = machine.file("/run/systemd/system/retryscope.service.d");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::copy(Path::new(DEPLOY).join("systemd/tproxy.conf"), folder.join("tproxy.conf")).expect("copied");
+        self.config("[targets]\nnetns = true");
+        machine.sh("systemctl daemon-reload && systemctl restart retryscope").ok();
+        self.goes("web", true);
+        assert!(machine.property("retryscope", "StatusText").contains("TPROXY"));
+        let report = machine.run(&["retryscope", "report", "--report", "json"]).ok().json();
+        let processes = report["processes"].as_array().expect("processes");
+        let found = |row: &&Value| row["unit"] == "web.service" && row["pid"].as_u64().is_some_and(|pid| pid > 1);
+        assert!(processes.iter().any(|row| found(&row)), "{report}");
+        machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
+        self.config("[targets]\nunits = [\"web.service\"]");
+        machine.run(&["systemctl", "restart", "retryscope"]).ok();
+        self.goes("web", true);
+    }
+
     fn main_pid(&self) -> String {
         self.machine.property("retryscope", "MainPID")
     }
@@ -308,6 +328,7 @@ fn a_packages_life() {
 
     site.refuses_once_it_has_died();
     site.serves_other_networks();
+    site.serves_by_tproxy();
 
     // Another, for one unit alone.
     site.service("other");

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Duration,
@@ -13,10 +13,10 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{KEEPER, Porter, Post, Request, Said, Start, doors::Hired};
+use super::{KEEPER, Porter, Post, Request, Said, Start, Work, doors::Hired};
 use crate::{
     process::channel::Channel,
-    redirect::{Attachment, Door, Elsewhere, Fail, Listeners, Maps, Redirect, RedirectError},
+    redirect::{Attachment, Door, Elsewhere, Fail, Listeners, Maps, Redirect, RedirectError, Redirection},
     tls::RemoteKey,
 };
 
@@ -59,6 +59,8 @@ pub struct Starting {
     signing: Channel,
     hired: Option<Hired>,
     fail: Fail,
+    /// What TPROXY takes, for people.
+    taking: Option<String>,
 }
 
 /// A keeper that has loaded everything and attached nothing yet.
@@ -71,7 +73,14 @@ pub struct Started {
     pub pid: u32,
     /// The authority's certificate.
     pub authority: Vec<u8>,
-    redirect: Redirect,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    Ebpf(Box<Redirect>),
+    /// By TPROXY, which takes this.
+    Tproxy(String),
 }
 
 /// What the keeper answers to a reload.
@@ -86,7 +95,10 @@ pub enum Answer {
 pub struct Taken {
     pub keeper: Keeper,
     pub signer: Authorised,
-    pub redirect: Arc<Redirect>,
+    pub redirect: Redirection,
+    /// Where connections come to, if they do not come to those that this was
+    /// started with.
+    pub listeners: Option<Listeners>,
     /// Doors to other network namespaces, those of the start and later ones.
     pub doors: Option<mpsc::Receiver<Door>>,
     /// In what the others are confined less than they could be.
@@ -119,7 +131,8 @@ pub struct Authorised(Mutex<Channel>);
 impl Starting {
     /// Starts the keeper, and the porter where one is wanted; `listeners` are where connects are diverted to. It
     /// takes a moment to load, in which there is other work.
-    pub fn start(start: &Start, listeners: &Listeners, fail: Fail) -> Result<Self, KeeperError> {
+    /// Where TPROXY takes connections there are none yet.
+    pub fn start(start: &Start, listeners: Option<&Listeners>, fail: Fail) -> Result<Self, KeeperError> {
         let (mut channel, theirs) = Channel::pair().map_err(KeeperError::Start)?;
         let (signing, signer) = Channel::pair().map_err(KeeperError::Start)?;
         let input = theirs.as_fd().try_clone_to_owned().map_err(KeeperError::Start)?;
@@ -134,32 +147,43 @@ impl Starting {
             .map_err(KeeperError::Start)?;
         drop(theirs);
         let (from_keeper, to_porter) = Channel::pair().map_err(KeeperError::Start)?;
+        let listening: Vec<_> =
+            listeners.iter().flat_map(|listeners| [Some(&listeners.v4), listeners.v6.as_ref()]).flatten().collect();
         let hire = |account| {
-            let ports = [Some(&listeners.v4), listeners.v6.as_ref()].into_iter().flatten();
-            let ports = ports.map(|listener| Ok(u32::from(listener.local_addr()?.port())));
-            Hired::start(&Post { account, ports: ports.collect::<io::Result<_>>()? }, &from_keeper)
+            let ports = listening.iter().map(|listener| Ok(u32::from(listener.local_addr()?.port())));
+            let work = match &start.taking {
+                None => Work::Doors { ports: ports.collect::<io::Result<_>>()? },
+                Some(taking) => {
+                    Work::Filter { ports: start.ports.clone(), allow_quic: start.allow_quic, taking: taking.clone() }
+                }
+            };
+            let keeper = matches!(work, Work::Doors { .. }).then_some(&from_keeper);
+            Hired::start(&Post { account, work }, keeper)
         };
         let hired = start.porter.map(hire).transpose().map_err(KeeperError::Start)?;
         let mut descriptors = vec![signer.as_fd()];
         descriptors.extend(hired.as_ref().map(|_| to_porter.as_fd()));
-        descriptors.push(listeners.v4.as_fd());
-        descriptors.extend(listeners.v6.as_ref().map(AsFd::as_fd));
+        descriptors.extend(listening.iter().map(AsFd::as_fd));
         channel.send(start, &descriptors).map_err(KeeperError::Start)?;
-        Ok(Self { child, channel, signing, hired, fail })
+        let taking = start.taking.as_ref().map(ToString::to_string);
+        Ok(Self { child, channel, signing, hired, fail, taking })
     }
 
     /// Waits until it has loaded.
     pub fn loaded(self) -> Result<Started, KeeperError> {
-        let Self { child, mut channel, signing, hired, fail } = self;
+        let Self { child, mut channel, signing, hired, fail, taking } = self;
         match channel.receive::<Said>().map_err(KeeperError::Start)? {
             Some((Said::Started { authority, pid }, maps)) => {
+                if let Some(taking) = taking {
+                    return Ok(Started { child, channel, signing, hired, pid, authority, by: By::Tproxy(taking) });
+                }
                 let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
                     return Err(KeeperError::Gone);
                 };
                 let elsewhere = hired.as_ref().map(|hired| Box::new(hired.doors.clone()) as Box<dyn Elsewhere>);
                 let maps = Maps { accepted, exempt, tally, commands, networks: None, gate };
-                let redirect = Redirect::new(maps, fail, elsewhere)?;
-                Ok(Started { child, channel, signing, hired, pid, authority, redirect })
+                let by = By::Ebpf(Box::new(Redirect::new(maps, fail, elsewhere)?));
+                Ok(Started { child, channel, signing, hired, pid, authority, by })
             }
             Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),
             _ => Err(KeeperError::Gone),
@@ -170,50 +194,70 @@ impl Starting {
 impl Started {
     /// Whether maps can be used by who calls this.
     pub fn try_use(&self) -> bool {
-        self.redirect.is_usable()
+        match &self.by {
+            By::Ebpf(redirect) => redirect.is_usable(),
+            By::Tproxy(_) => true,
+        }
     }
 
     /// Lets everything go direct that will be attached.
     pub fn bypass(&self) -> Result<(), KeeperError> {
-        Ok(self.redirect.bypass(true)?)
+        match &self.by {
+            By::Ebpf(redirect) => Ok(redirect.bypass(true)?),
+            // Nobody has said yet that we answer, so everything does.
+            By::Tproxy(_) => Ok(()),
+        }
     }
 
     /// Takes over what is attached at the start; from here on cgroups come and
     /// go by themselves. To be called once this process is confined: it starts
     /// threads.
     pub fn run(self) -> Result<Taken, KeeperError> {
-        let Self { child, mut channel, signing, hired, redirect, .. } = self;
+        let Self { child, mut channel, signing, hired, by, .. } = self;
         signing.set_patience(PATIENCE).map_err(KeeperError::Start)?;
-        let redirect = Arc::new(redirect);
-        let targets = Arc::new(Mutex::new(Vec::new()));
+        let (redirect, taken) = match by {
+            By::Ebpf(redirect) => (Some(Arc::new(*redirect)), None),
+            By::Tproxy(taking) => (None, Some(taking)),
+        };
+        let targets = Arc::new(Mutex::new(taken.into_iter().map(|taking| (0, taking)).collect()));
         let mut less = None;
         while less.is_none() {
             match channel.receive::<Said>().map_err(KeeperError::Start)? {
                 Some((Said::Ready { less: told }, _)) => less = Some(told),
                 Some((Said::Failed { message, code }, _)) => return Err(KeeperError::Failed { message, code }),
-                Some((said, descriptors)) => follow(said, descriptors, &redirect, &targets),
+                Some((said, descriptors)) => {
+                    if let Some(redirect) = &redirect {
+                        follow(said, descriptors, redirect, &targets);
+                    }
+                }
                 None => return Err(KeeperError::Gone),
             }
         }
         let asking = channel.try_clone().map_err(KeeperError::Start)?;
         let (told, gone) = watch::channel(false);
         let (answer, answers) = sync_channel(1);
-        let (mine, known) = (Arc::downgrade(&redirect), Arc::clone(&targets));
+        let mine = redirect.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let known = Arc::clone(&targets);
         std::thread::spawn(move || {
             hear(&mut channel, &answer, &mine, &known);
             told.send_replace(true);
         });
         let (mut children, mut less) = (vec![child], less.unwrap_or_default());
-        let (mut porter, mut doors) = (None, None);
+        let (mut porter, mut doors, mut filtering) = (None, None, None);
         if let Some(hired) = hired {
-            let (working, child, opened, its) = hired.run()?;
-            children.push(child);
-            less.extend(its);
-            (porter, doors) = (Some(working), Some(opened));
+            let working = hired.run()?;
+            children.push(working.child);
+            less.extend(working.less);
+            (porter, doors, filtering) = (Some(working.porter), Some(working.opened), working.filtering);
         }
+        let (redirect, listeners) = match (redirect, filtering) {
+            (Some(redirect), _) => (Redirection::from(redirect), None),
+            (None, Some((far, listeners))) => (Redirection::far(far), Some(listeners)),
+            (None, None) => return Err(KeeperError::Gone),
+        };
         let (asking, children) = (Mutex::new((asking, answers)), Mutex::new(children));
         let keeper = Keeper { asking, gone, targets, children, porter };
-        Ok(Taken { keeper, signer: Authorised(Mutex::new(signing)), redirect, doors, less })
+        Ok(Taken { keeper, signer: Authorised(Mutex::new(signing)), redirect, listeners, doors, less })
     }
 }
 
@@ -221,7 +265,7 @@ impl Started {
 fn hear(
     channel: &mut Channel,
     answer: &SyncSender<Reply>,
-    redirect: &std::sync::Weak<Redirect>,
+    redirect: &Weak<Redirect>,
     targets: &Mutex<Vec<(u64, String)>>,
 ) {
     while let Ok(Some((said, descriptors))) = channel.receive::<Said>() {

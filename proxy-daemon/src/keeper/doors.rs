@@ -2,7 +2,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
@@ -11,7 +11,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::sync_channel,
+        mpsc::{SyncSender, sync_channel},
     },
     time::Duration,
 };
@@ -19,11 +19,14 @@ use std::{
 use retryscope_ebpf::MAX_NETWORKS;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Asked, KeeperError, PORTER, Post, Told};
+use super::{Asked, KeeperError, PORTER, Post, Told, What};
 use crate::{
-    process::channel::Channel,
-    redirect::{Door, Elsewhere, Pending},
+    process::{Owner, channel::Channel},
+    redirect::{Counters, Door, Elsewhere, Far, Filter, Listeners, Pending, Turn},
 };
+
+/// How long an answer is waited for that holds others up.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A porter that has been started.
 #[derive(Debug)]
@@ -58,7 +61,8 @@ struct State {
 #[derive(Debug)]
 enum Waiting {
     Socket(oneshot::Sender<io::Result<OwnedFd>>),
-    Pong(std::sync::mpsc::SyncSender<()>),
+    /// For what is said, whatever it is.
+    Word(SyncSender<Told>),
 }
 
 /// A porter at work.
@@ -69,9 +73,22 @@ pub struct Porter {
     gone: watch::Receiver<bool>,
 }
 
+/// What it has made.
+#[derive(Debug)]
+pub(super) struct Working {
+    pub(super) porter: Porter,
+    pub(super) child: Child,
+    /// Doors, those of the start and later ones.
+    pub(super) opened: mpsc::Receiver<Door>,
+    /// By TPROXY.
+    pub(super) filtering: Option<(Far, Listeners)>,
+    /// In what it is confined less than it could be.
+    pub(super) less: Vec<String>,
+}
+
 impl Hired {
     /// Starts the porter. `keeper` is its way to the keeper.
-    pub(super) fn start(post: &Post, keeper: &Channel) -> io::Result<Self> {
+    pub(super) fn start(post: &Post, keeper: Option<&Channel>) -> io::Result<Self> {
         let (mut channel, theirs) = Channel::pair()?;
         let child = Command::new("/proc/self/exe")
             .arg0("retryscope")
@@ -82,7 +99,7 @@ impl Hired {
             .stdout(Stdio::null())
             .spawn()?;
         drop(theirs);
-        channel.send(post, &[keeper.as_fd()])?;
+        channel.send(post, &keeper.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         let (asking, state) = (Mutex::new(channel.try_clone()?), Mutex::default());
         let doors = Doors(Arc::new(Inner { asking, asked: AtomicU64::new(0), state }));
         // Never full, so that the porter is always heard: before anybody takes
@@ -92,10 +109,10 @@ impl Hired {
     }
 
     /// Waits for the doors of those who are there at the start; from here on
-    /// they come by themselves. Starts a thread. What the porter says of its
-    /// confinement comes along.
-    pub(super) fn run(self) -> Result<(Porter, Child, mpsc::Receiver<Door>, Vec<String>), KeeperError> {
+    /// they come by themselves. Starts a thread.
+    pub(super) fn run(self) -> Result<Working, KeeperError> {
         let Self { child, mut channel, doors, opened: (opening, opened) } = self;
+        let mut filtering = None;
         let (pid, less) = loop {
             match channel.receive::<Told>().map_err(KeeperError::Start)? {
                 Some((Told::Ready { pid, less, missing }, _)) => {
@@ -109,6 +126,7 @@ impl Hired {
                     break (pid, less);
                 }
                 Some((Told::Failed { message, code }, _)) => return Err(KeeperError::Failed { message, code }),
+                Some((Told::Filtering, descriptors)) => filtering = Some(descriptors),
                 Some((told, descriptors)) => doors.follow(told, descriptors, &opening),
                 None => return Err(KeeperError::Gone),
             }
@@ -122,7 +140,9 @@ impl Hired {
             known.end();
             tell.send_replace(true);
         });
-        Ok((Porter { pid, doors, gone }, child, opened, less))
+        let filtering = filtering.map(|opened| Far::new(Box::new(doors.clone()), opened)).transpose();
+        let filtering = filtering.map_err(KeeperError::Start)?;
+        Ok(Working { porter: Porter { pid, doors, gone }, child, opened, filtering, less })
     }
 }
 
@@ -164,19 +184,20 @@ impl Doors {
                 self.answered(id, socket.ok_or_else(|| io::ErrorKind::InvalidData.into()));
             }
             Told::NotMade { id, code } => self.answered(id, Err(io::Error::from_raw_os_error(code))),
-            Told::Pong { id } => {
-                if let Some(Waiting::Pong(tell)) = self.state().waiting.remove(&id) {
+            Told::Pong { id } | Told::Owner { id, .. } | Told::Turned { id, .. } | Told::Counted { id, .. } => {
+                if let Some(Waiting::Word(tell)) = self.state().waiting.remove(&id) {
                     // Whoever asked may have given up.
-                    let _ = tell.try_send(());
+                    let _ = tell.try_send(told);
                 }
             }
-            Told::Ready { .. } | Told::Failed { .. } => {
+            Told::Ready { .. } | Told::Failed { .. } | Told::Filtering => {
                 tracing::warn!("the porter said something that is out of place");
             }
         }
     }
 
     fn answered(&self, id: u64, made: io::Result<OwnedFd>) {
+        // Whoever waits for a word is told by the end of the wait.
         if let Some(Waiting::Socket(tell)) = self.state().waiting.remove(&id) {
             // Whoever asked may have given up.
             let _ = tell.send(made);
@@ -191,7 +212,7 @@ impl Doors {
     }
 
     /// Asks; whoever waits is dropped where nobody will answer.
-    fn ask(&self, waiting: Waiting, asked: impl FnOnce(u64) -> Asked) {
+    fn ask(&self, waiting: Waiting, what: What) {
         let id = self.0.asked.fetch_add(1, Ordering::Relaxed);
         {
             let mut state = self.state();
@@ -201,9 +222,43 @@ impl Doors {
             state.waiting.insert(id, waiting);
         }
         let mut asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if asking.send_bytes(&asked(id).to_bytes(), &[]).is_err() {
+        if asking.send_bytes(&Asked { id, what }.to_bytes(), &[]).is_err() {
             drop(asking);
             self.state().waiting.remove(&id);
+        }
+    }
+
+    /// The answer, if one comes in time. Waits for it.
+    fn hear(&self, what: What, patience: Duration) -> Option<Told> {
+        let (tell, told) = sync_channel(1);
+        self.ask(Waiting::Word(tell), what);
+        told.recv_timeout(patience).ok()
+    }
+}
+
+impl Filter for Doors {
+    fn owner(&self, client: SocketAddr, origin: SocketAddr) -> Option<Owner> {
+        match self.hear(What::Owner { client, origin }, PATIENCE)? {
+            Told::Owner { owner, .. } => Some(*owner),
+            _ => None,
+        }
+    }
+
+    fn socket(&self, v6: bool) -> Pending {
+        Elsewhere::socket(self, 0, v6)
+    }
+
+    fn turn(&self, to: Turn) -> Result<(), String> {
+        match self.hear(What::Turn(to), PATIENCE) {
+            Some(Told::Turned { error, .. }) => error.map_or(Ok(()), Err),
+            _ => Err("it does not answer".into()),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self.hear(What::Counters, PATIENCE) {
+            Some(Told::Counted { counters, .. }) => *counters,
+            _ => Counters::default(),
         }
     }
 }
@@ -215,7 +270,7 @@ impl Elsewhere for Doors {
 
     fn socket(&self, cookie: u64, v6: bool) -> Pending {
         let (tell, pending) = oneshot::channel();
-        self.ask(Waiting::Socket(tell), |id| Asked::Socket { id, cookie, v6 });
+        self.ask(Waiting::Socket(tell), What::Socket { cookie, v6 });
         pending
     }
 }
@@ -223,9 +278,7 @@ impl Elsewhere for Doors {
 impl Porter {
     /// Whether it answers. Waits for it.
     pub fn answers(&self, patience: Duration) -> bool {
-        let (tell, told) = sync_channel(1);
-        self.doors.ask(Waiting::Pong(tell), |id| Asked::Ping { id });
-        told.recv_timeout(patience).is_ok()
+        self.doors.hear(What::Ping, patience).is_some()
     }
 
     /// Has it end.

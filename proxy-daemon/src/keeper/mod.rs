@@ -15,6 +15,10 @@
 //! Landlock, which keeps the keeper from files, also keeps a process from
 //! knowing which namespaces others are in.
 //!
+//! Where connections are redirected by TPROXY, the porter holds the packet
+//! filter's table instead, looks up whose connections are, and makes sockets
+//! that the table leaves alone; the keeper then has no programs.
+//!
 //! The protocols are narrow on purpose. The server cannot say *what* to attach
 //! (the configuration does, which the keeper reads itself), nor have anything
 //! signed but leaves ([`crate::tls::Authority::sign_leaf`]); and it can name no
@@ -28,11 +32,17 @@ mod handing;
 pub mod porter;
 mod serve;
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::confine::Account;
+use crate::{
+    process::{Owner, confine::Account},
+    redirect::{Counters, Taking, Turn},
+};
 
 pub use client::{Answer, Authorised, Keeper, KeeperError, Started, Starting, Taken};
 pub use doors::Porter;
@@ -71,6 +81,8 @@ pub struct Start {
     pub ca_dir: PathBuf,
     /// Whom the porter becomes; `None`: there is none.
     pub porter: Option<Account>,
+    /// What TPROXY is to take; `None`: cgroups are attached.
+    pub taking: Option<Taking>,
 }
 
 /// What the server asks for.
@@ -130,12 +142,25 @@ enum Said {
     Pong,
 }
 
-/// The porter's first message. With it comes its way to the keeper.
+/// The porter's first message. With it comes, if it is to enter namespaces, its
+/// way to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 struct Post {
     account: Account,
-    /// Of the server's own listeners: no other may have them.
-    ports: Vec<u32>,
+    work: Work,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Work {
+    Doors {
+        /// Of the server's own listeners: no other may have them.
+        ports: Vec<u32>,
+    },
+    Filter {
+        ports: Vec<u16>,
+        allow_quic: bool,
+        taking: Taking,
+    },
 }
 
 /// What the keeper tells the porter.
@@ -157,36 +182,82 @@ enum Place {
 /// What the server asks the porter for: in a form of its own, which leaves
 /// nothing to be understood wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+struct Asked {
+    /// Comes back with the answer.
+    id: u64,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
     /// Whether anybody is there.
-    Ping { id: u64 },
-    /// A socket where a door is open.
-    Socket { id: u64, cookie: u64, v6: bool },
+    Ping,
+    /// A socket where a door is open, by the door's number; one that the table
+    /// leaves alone, where that is 0.
+    Socket {
+        cookie: u64,
+        v6: bool,
+    },
+    /// Whose a connection is.
+    Owner {
+        client: SocketAddr,
+        origin: SocketAddr,
+    },
+    /// What becomes of new connections.
+    Turn(Turn),
+    Counters,
 }
 
 impl Asked {
-    const LENGTH: usize = 17;
+    /// The longest.
+    const LENGTH: usize = 9 + 2 * 18;
 
-    fn to_bytes(self) -> [u8; Self::LENGTH] {
-        let (kind, id, cookie) = match self {
-            Self::Ping { id } => (0, id, 0),
-            Self::Socket { id, cookie, v6 } => (if v6 { 6 } else { 4 }, id, cookie),
+    fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend(self.id.to_be_bytes());
+        bytes[0] = match self.what {
+            What::Ping => 0,
+            What::Socket { cookie, v6 } => {
+                bytes.extend(cookie.to_be_bytes());
+                if v6 { 6 } else { 4 }
+            }
+            What::Owner { client, origin } => {
+                for end in [client, origin] {
+                    let address = match end.ip() {
+                        IpAddr::V4(address) => address.to_ipv6_mapped(),
+                        IpAddr::V6(address) => address,
+                    };
+                    bytes.extend(address.octets());
+                    bytes.extend(end.port().to_be_bytes());
+                }
+                1
+            }
+            What::Turn(to) => {
+                bytes.push(to as u8);
+                2
+            }
+            What::Counters => 3,
         };
-        let mut bytes = [kind; Self::LENGTH];
-        bytes[1..9].copy_from_slice(&id.to_be_bytes());
-        bytes[9..].copy_from_slice(&cookie.to_be_bytes());
         bytes
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
-        let (id, cookie) = rest.split_first_chunk::<8>()?;
-        let (id, cookie) = (u64::from_be_bytes(*id), u64::from_be_bytes(cookie.try_into().ok()?));
-        match kind {
-            0 => Some(Self::Ping { id }),
-            4 | 6 => Some(Self::Socket { id, cookie, v6: *kind == 6 }),
-            _ => None,
-        }
+        let (id, rest) = rest.split_first_chunk::<8>()?;
+        let end = |bytes: &[u8]| {
+            let (address, port) = bytes.split_first_chunk::<16>()?;
+            let port = u16::from_be_bytes(port.try_into().ok()?);
+            Some(SocketAddr::new(IpAddr::from(*address).to_canonical(), port))
+        };
+        let what = match (kind, rest) {
+            (0, []) => What::Ping,
+            (4 | 6, cookie) => What::Socket { cookie: u64::from_be_bytes(cookie.try_into().ok()?), v6: *kind == 6 },
+            (1, ends) if ends.len() == 36 => What::Owner { client: end(&ends[..18])?, origin: end(&ends[18..])? },
+            (2, [to]) => What::Turn(Turn::ALL.into_iter().find(|turn| *turn as u8 == *to)?),
+            (3, []) => What::Counters,
+            _ => return None,
+        };
+        Some(Self { id: u64::from_be_bytes(*id), what })
     }
 }
 
@@ -234,6 +305,22 @@ enum Told {
     Pong {
         id: u64,
     },
+    /// The table is in force. With it come, for each family, a listener and a
+    /// socket that says that who serves it answers.
+    Filtering,
+    Owner {
+        id: u64,
+        owner: Box<Owner>,
+    },
+    Turned {
+        id: u64,
+        /// Why not.
+        error: Option<String>,
+    },
+    Counted {
+        id: u64,
+        counters: Box<Counters>,
+    },
 }
 
 #[cfg(test)]
@@ -242,14 +329,25 @@ mod tests {
 
     #[test]
     fn requests_are_understood_or_refused() {
-        for asked in [
-            Asked::Ping { id: 7 },
-            Asked::Socket { id: u64::MAX, cookie: 1, v6: false },
-            Asked::Socket { id: 0, cookie: u64::MAX - 1, v6: true },
+        let (client, origin) = ("10.0.0.1:4000".parse().expect("one"), "[2001:db8::1]:443".parse().expect("one"));
+        for what in [
+            What::Ping,
+            What::Socket { cookie: 1, v6: false },
+            What::Socket { cookie: u64::MAX - 1, v6: true },
+            What::Owner { client, origin },
+            What::Owner { client: origin, origin: client },
+            What::Turn(Turn::Over),
+            What::Turn(Turn::Full),
+            What::Counters,
         ] {
-            assert_eq!(Asked::from_bytes(&asked.to_bytes()), Some(asked));
+            let asked = Asked { id: u64::MAX - 7, what };
+            let bytes = asked.to_bytes();
+            assert!(bytes.len() <= Asked::LENGTH);
+            assert_eq!(Asked::from_bytes(&bytes), Some(asked));
+            assert_eq!(Asked::from_bytes(&[&bytes[..], &[0]].concat()), None, "longer");
+            assert_eq!(Asked::from_bytes(&bytes[..bytes.len() - 1]), None, "shorter");
         }
-        for wrong in [&[][..], &[4; 16], &[4; 18], &[5; 17], &[0; 9]] {
+        for wrong in [&[][..], &[5; 17], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 9]] {
             assert_eq!(Asked::from_bytes(wrong), None);
         }
     }

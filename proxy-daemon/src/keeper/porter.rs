@@ -6,13 +6,18 @@
 //! the namespaces whose doors are open, by the numbers that it was told;
 //! nothing else is understood of what it says. Of configurations and of what
 //! comes from the network the porter sees nothing.
+//!
+//! Or, where connections are redirected by TPROXY, it holds the packet filter's
+//! table: what it takes was decided before the server gave up what it had, and
+//! it can only be asked to take nothing for a while.
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, mpsc::sync_channel},
     time::{Duration, Instant},
 };
 
@@ -22,14 +27,14 @@ use nix::{
     unistd::setsid,
 };
 
-use super::{Asked, Place, Post, Told};
+use super::{Asked, Place, Post, Told, What, Work};
 use crate::{
     process::{
         Role,
         channel::Channel,
-        confine::{self, Needs},
+        confine::{self, Account, Needs},
     },
-    redirect::{Changes, Inhabitants, Networks, Tally, inhabited},
+    redirect::{Changes, Held, Inhabitants, Networks, Tally, inhabited},
 };
 
 /// Between looks around where much is told; and the first pause after news:
@@ -40,6 +45,8 @@ const BREATH: Duration = Duration::from_millis(20);
 const GLANCE: Duration = Duration::from_millis(500);
 /// How often it is looked whether there is still somebody where we listen.
 const SURVEY: Duration = Duration::from_secs(10);
+/// Connections whose owners wait to be looked up.
+const MAX_WAITING: usize = 256;
 /// A look around may take this part of the time.
 const SHARE: u32 = 10;
 
@@ -76,13 +83,20 @@ fn open(server: &mut Channel) -> Result<(), (String, u8)> {
     let gone = |error: io::Error| (format!("cannot speak to the server or the keeper ({error})"), 70);
     let failed = |error: crate::redirect::RedirectError| (error.to_string(), error.exit_code());
     let Some((post, descriptors)) = server.receive::<Post>().map_err(gone)? else { return Ok(()) };
+    let ports = match post.work {
+        Work::Doors { ports } => ports,
+        Work::Filter { ports, allow_quic, taking } => {
+            let held = Held::start(&ports, allow_quic, &taking).map_err(failed)?;
+            return filter(server, held, post.account);
+        }
+    };
     let [keeper] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| ("no way to the keeper came".to_owned(), 70))?;
     let mut keeper = Channel::new(keeper);
     // It loads; where it cannot, the server hears of it.
     let Some((Place::Maps, maps)) = keeper.receive::<Place>().map_err(gone)? else { return Ok(()) };
     let [map, tally] = <[OwnedFd; 2]>::try_from(maps).map_err(|_| ("no maps came".to_owned(), 70))?;
     let mut networks = Networks::new(Some(map)).map_err(failed)?;
-    networks.own_ports(post.ports);
+    networks.own_ports(ports);
     let tally = Tally::new(tally).map_err(failed)?;
     let inhabitants = Inhabitants::new().map_err(|error| (format!("cannot watch cgroups ({error})"), 69))?;
     let missing = confine::missing(Role::Porter);
@@ -108,31 +122,98 @@ fn open(server: &mut Channel) -> Result<(), (String, u8)> {
     Ok(())
 }
 
+/// Holds the packet filter's table.
+fn filter(server: &mut Channel, mut held: Held, account: Account) -> Result<(), (String, u8)> {
+    let gone = |error: io::Error| (format!("cannot speak to the server ({error})"), 70);
+    let needs = Needs { role: Role::Filter, account: Some(account), bpf: false, read: Vec::new(), write: Vec::new() };
+    let less = confine::confine(&needs).map_err(|error| (error.to_string(), error.exit_code()))?;
+    server.send(&Told::Filtering, &held.opened()).map_err(gone)?;
+    // Nobody connects to a listener that outlives the server.
+    held.let_go();
+    let ready = Told::Ready { pid: std::process::id(), less, missing: Vec::new() };
+    server.send(&ready, &[]).map_err(gone)?;
+    let held = Arc::new(held);
+    let telling = Arc::new(Mutex::new(server.try_clone().map_err(gone)?));
+    let tell = |told: &Told, descriptors: &[BorrowedFd<'_>]| -> io::Result<()> {
+        telling.lock().unwrap_or_else(PoisonError::into_inner).send(told, descriptors)
+    };
+    // To look up owners takes a moment, which sockets need not wait for.
+    let (asking, owners) = sync_channel::<(u64, SocketAddr, SocketAddr)>(MAX_WAITING);
+    let (known, to) = (Arc::clone(&held), Arc::clone(&telling));
+    let looking = std::thread::spawn(move || {
+        for (id, client, origin) in owners {
+            let owner = Box::new(known.owner(client, origin));
+            let told = to.lock().unwrap_or_else(PoisonError::into_inner).send(&Told::Owner { id, owner }, &[]);
+            if told.is_err() {
+                return;
+            }
+        }
+    });
+    let mut server = server.try_clone().map_err(gone)?.at_most(Asked::LENGTH);
+    let mut answer = || -> io::Result<()> {
+        while let Some((asked, _)) = server.receive_bytes()? {
+            let Some(Asked { id, what }) = Asked::from_bytes(&asked) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            match what {
+                What::Ping => tell(&Told::Pong { id }, &[])?,
+                What::Socket { v6, .. } => match held.socket(v6) {
+                    Ok(socket) => tell(&Told::Made { id }, &[socket.as_fd()])?,
+                    Err(error) => tell(&Told::NotMade { id, code: code_of(&error) }, &[])?,
+                },
+                What::Owner { client, origin } => {
+                    if asking.try_send((id, client, origin)).is_err() {
+                        // It is told by its address then.
+                        tell(&Told::NotMade { id, code: nix::libc::EAGAIN }, &[])?;
+                    }
+                }
+                What::Turn(to) => {
+                    let error = held.turn(to).err().map(|error| error.to_string());
+                    tell(&Told::Turned { id, error }, &[])?;
+                }
+                What::Counters => tell(&Told::Counted { id, counters: Box::new(held.counters()) }, &[])?,
+            }
+        }
+        Ok(())
+    };
+    // However it ends, the server is gone: the table and the routes go first.
+    let _ = answer();
+    drop(asking);
+    let _ = looking.join();
+    drop(held);
+    Ok(())
+}
+
+fn code_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(match error.kind() {
+        io::ErrorKind::WouldBlock => nix::libc::EAGAIN,
+        _ => nix::libc::ENETDOWN,
+    })
+}
+
 /// Makes the sockets that are asked for.
 fn answer(server: &Channel, shared: &Arc<Shared>) -> io::Result<()> {
     let mut asking = server.try_clone()?.at_most(Asked::LENGTH);
     while let Some((asked, _)) = asking.receive_bytes()? {
-        let Some(asked) = Asked::from_bytes(&asked) else { return Err(io::ErrorKind::InvalidData.into()) };
-        match asked {
-            Asked::Ping { id } => shared.tell(&Told::Pong { id }, &[])?,
-            Asked::Socket { id, cookie, v6 } => {
+        let Some(Asked { id, what }) = Asked::from_bytes(&asked) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        match what {
+            What::Ping => shared.tell(&Told::Pong { id }, &[])?,
+            What::Socket { cookie, v6 } => {
                 let to = Arc::clone(shared);
                 let deliver = move |made: io::Result<OwnedFd>| {
                     // Where that fails the server is gone.
                     let _ = match made {
                         Ok(socket) => to.tell(&Told::Made { id }, &[socket.as_fd()]),
-                        Err(error) => {
-                            let code = error.raw_os_error().unwrap_or(match error.kind() {
-                                io::ErrorKind::WouldBlock => nix::libc::EAGAIN,
-                                _ => nix::libc::ENETDOWN,
-                            });
-                            to.tell(&Told::NotMade { id, code }, &[])
-                        }
+                        Err(error) => to.tell(&Told::NotMade { id, code: code_of(&error) }, &[]),
                     };
                 };
                 let networks = shared.networks.read().unwrap_or_else(PoisonError::into_inner);
                 networks.make(cookie, v6, Box::new(deliver));
             }
+            // There is no table.
+            What::Owner { .. } | What::Turn(_) | What::Counters => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
     Ok(())

@@ -21,6 +21,9 @@ pub enum Role {
     Keeper,
     /// Listens in other network namespaces, and makes sockets there.
     Porter,
+    /// The same, where connections are redirected by TPROXY: holds the packet
+    /// filter's table, looks up owners, and makes sockets that it leaves alone.
+    Filter,
     /// Outlives the server, to refuse connects.
     Warden,
 }
@@ -173,7 +176,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     let own = match role {
         Role::Server => [SERVER, OLDER_SERVER],
         Role::Keeper => [KEEPER, &[]],
-        Role::Porter => [PORTER, &[]],
+        Role::Porter | Role::Filter => [PORTER, &[]],
         Role::Warden => [WARDEN, &[]],
     };
     let mut rules: Rules =
@@ -201,11 +204,14 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         Role::Server | Role::Warden => &[MAP_LOOKUP, MAP_UPDATE],
         Role::Keeper => &[LINK_CREATE],
         Role::Porter => &[MAP_LOOKUP, MAP_UPDATE, MAP_DELETE],
+        Role::Filter => &[],
     };
-    only(libc::SYS_bpf, used.iter().map(|what| equal(0, *what).map(|it| vec![it])).collect::<Result<_, _>>()?)?;
+    if !used.is_empty() {
+        only(libc::SYS_bpf, used.iter().map(|what| equal(0, *what).map(|it| vec![it])).collect::<Result<_, _>>()?)?;
+    }
     let (families, kinds): (&[_], &[_]) = match role {
         Role::Server => (&[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6], &[libc::SOCK_STREAM, libc::SOCK_DGRAM]),
-        Role::Porter => (&[libc::AF_INET, libc::AF_INET6], &[libc::SOCK_STREAM]),
+        Role::Porter | Role::Filter => (&[libc::AF_INET, libc::AF_INET6], &[libc::SOCK_STREAM]),
         Role::Keeper | Role::Warden => (&[], &[]),
     };
     const KIND: u64 = 0xf;
@@ -218,6 +224,8 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     }
     if role == Role::Porter {
         only(libc::SYS_setns, vec![vec![equal(1, number(libc::CLONE_NEWNET))?]])?;
+    }
+    if matches!(role, Role::Porter | Role::Filter) {
         // No file rules can hold for it (see `confine`); so it only reads.
         let writing = number(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND);
         only(libc::SYS_openat, vec![vec![masked(2, writing, 0)?]])?;

@@ -89,7 +89,8 @@ pub fn confine(needs: &Needs) -> Result<Vec<String>, ConfineError> {
     set_no_new_privs(true).map_err(|error| ConfineError::of("giving up new privileges", START)(error.to_string()))?;
     // Landlock keeps a process from knowing which namespaces others are in,
     // whatever its capabilities are.
-    let confined = if needs.role == Role::Porter { Ok(RulesetStatus::FullyEnforced) } else { files(needs) };
+    let confined =
+        if matches!(needs.role, Role::Porter | Role::Filter) { Ok(RulesetStatus::FullyEnforced) } else { files(needs) };
     match confined {
         Ok(RulesetStatus::FullyEnforced) => {}
         Ok(RulesetStatus::PartiallyEnforced) => {
@@ -116,6 +117,9 @@ fn of_role(role: Role) -> CapabilitySet {
         Role::Server | Role::Keeper | Role::Warden => CapabilitySet::empty(),
         // To enter network namespaces; to know which ones others are in.
         Role::Porter => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
+        // To change its table and mark sockets; to find the process that has
+        // a socket among others' files.
+        Role::Filter => CapabilitySet::NET_ADMIN | CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH,
     }
 }
 

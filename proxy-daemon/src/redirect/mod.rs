@@ -74,7 +74,7 @@ pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
 pub use several::{Places, Several};
 pub use tally::{Counters, Tally};
-pub use tproxy::sweep;
+pub use tproxy::{Far, Filter, Held, Taking, Turn, sweep};
 pub use ways::{Choice, Reach, Redirection, Wanted, Way};
 
 /// A loopback address that hardly anybody serves: connections to it tell whether

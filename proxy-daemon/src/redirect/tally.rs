@@ -3,12 +3,12 @@ use std::os::fd::OwnedFd;
 
 use aya::maps::{MapData, PerCpuArray};
 use retryscope_ebpf::Counter;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::RedirectError;
 
 /// Sockets, unless said otherwise, since the redirection began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Sent to the daemon.
     pub redirected: u64,
