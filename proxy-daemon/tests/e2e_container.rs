@@ -282,6 +282,34 @@ fn a_daemon_takes_containers_by_name() {
     daemon.end().ok();
 }
 
+/// A daemon listens in a container that comes, before it connects, and reaches
+/// its server from there; the door closes behind it.
+#[test]
+fn a_daemon_serves_a_container() {
+    let authority = TestCa::new();
+    let (network, site) = (Network::new(), common::Site::new(&authority));
+    let prefix = format!("rs-served-{}", std::process::id());
+    site.write("", &format!("[targets]\ncontainers = [\"{prefix}-*\"]"));
+    let mut daemon = site.start();
+    let container = Container::start(&format!("{prefix}-a"), &["sleep", "600"]);
+    daemon.said(&format!("listening in the network namespace of process {}", container.pid));
+    wire(&container, &network);
+    let listener = network.listener(&format!("{SERVER}:443"));
+    let _upstream = Upstream::at(listener, &authority, ca::Leaf::Good, &[NAME], &["h2", "http/1.1"]);
+    let mut python = container.exec(["python3", "-I", "-c", LOOP, SERVER]);
+    let (intercepted, row) = connects(&mut python, &mut 0);
+    assert!(intercepted, "{row}");
+    let report = daemon.report();
+    let row = report.process("python3 -I -c");
+    assert_eq!(row["container"], container.id, "{row}");
+    assert_eq!(report.0["redirect"]["direct_other_netns"], 0, "{report}");
+    python.close_stdin();
+    python.finish(SOON).ok();
+    drop(container);
+    daemon.said("nobody is left there");
+    daemon.end().ok();
+}
+
 /// A command that `run` starts and that goes into a namespace of its own is
 /// followed there.
 #[test]

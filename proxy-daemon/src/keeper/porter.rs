@@ -45,8 +45,9 @@ const BREATH: Duration = Duration::from_millis(20);
 const GLANCE: Duration = Duration::from_millis(500);
 /// How often it is looked whether there is still somebody where we listen.
 const SURVEY: Duration = Duration::from_secs(10);
-/// Connections whose owners wait to be looked up.
+/// Connections whose owners wait to be looked up; and how many are at a time.
 const MAX_WAITING: usize = 256;
+const LOOKING: usize = 16;
 /// A look around may take this part of the time.
 const SHARE: u32 = 10;
 
@@ -137,18 +138,23 @@ fn filter(server: &mut Channel, mut held: Held, account: Account) -> Result<(), 
     let tell = |told: &Told, descriptors: &[BorrowedFd<'_>]| -> io::Result<()> {
         telling.lock().unwrap_or_else(PoisonError::into_inner).send(told, descriptors)
     };
-    // To look up owners takes a moment, which sockets need not wait for.
-    let (asking, owners) = sync_channel::<(u64, SocketAddr, SocketAddr)>(MAX_WAITING);
-    let (known, to) = (Arc::clone(&held), Arc::clone(&telling));
-    let looking = std::thread::spawn(move || {
-        for (id, client, origin) in owners {
-            let owner = Box::new(known.owner(client, origin));
-            let told = to.lock().unwrap_or_else(PoisonError::into_inner).send(&Told::Owner { id, owner }, &[]);
-            if told.is_err() {
-                return;
+    // To look up owners takes a moment, which sockets need not wait for; and
+    // connections that come together share one look.
+    let (asking, asked) = sync_channel::<(u64, SocketAddr, SocketAddr)>(MAX_WAITING);
+    let asked = Arc::new(Mutex::new(asked));
+    let look_up = || {
+        let (held, telling, asked) = (Arc::clone(&held), Arc::clone(&telling), Arc::clone(&asked));
+        move || {
+            let next = || asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            while let Ok((id, client, origin)) = next() {
+                let told = Told::Owner { id, owner: Box::new(held.owner(client, origin)) };
+                if telling.lock().unwrap_or_else(PoisonError::into_inner).send(&told, &[]).is_err() {
+                    return;
+                }
             }
         }
-    });
+    };
+    let looking: Vec<_> = (0..LOOKING).map(|_| std::thread::spawn(look_up())).collect();
     let mut server = server.try_clone().map_err(gone)?.at_most(Asked::LENGTH);
     let mut answer = || -> io::Result<()> {
         while let Some((asked, _)) = server.receive_bytes()? {
@@ -179,7 +185,7 @@ fn filter(server: &mut Channel, mut held: Held, account: Account) -> Result<(), 
     // However it ends, the server is gone: the table and the routes go first.
     let _ = answer();
     drop(asking);
-    let _ = looking.join();
+    looking.into_iter().for_each(|looking| drop(looking.join()));
     drop(held);
     Ok(())
 }

@@ -104,6 +104,28 @@ fn everybody_in_the_namespace() {
     until("the porter has ended", SOON, || (!alive(porter)).then_some(()));
 }
 
+/// Processes that come and go, many at a time, of another user than root: each
+/// is told by its pid.
+#[test]
+fn many_short_lived_processes() {
+    let world = World::near();
+    let site = Site::new(&world.ca);
+    let daemon = start(&site, &world.client, "", "netns = true");
+    Client::in_net(&world.client).is_taken(SERVER[0]);
+    let mut command = world.client.command(clients::need("setpriv", "util-linux"));
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c"]);
+    let script = "for n in $(seq 20); do for host in \"$@\"; do curl -ksS https://$host/$n & done; done; wait";
+    command.args([script, "sh", SERVER[0], "[2001:db8::1]"]);
+    let finished = crate::common::Running::start(&mut command).finish(SOON * 3).ok();
+    assert_eq!(finished.text().lines().count(), 40, "{finished}");
+    let report = daemon.report();
+    let rows: Vec<_> = report.processes().iter().filter(|row| row["command"] != "net.py").collect();
+    let told = rows.iter().filter(|row| row["command"].as_str().is_some_and(|it| it.starts_with("curl -ksS"))).count();
+    assert_eq!(told, 40, "{report}");
+    daemon.end().ok();
+    world.client.nothing_left();
+}
+
 /// What a gateway forwards, as `auto` has it; a kill of the daemon leaves no
 /// table and no route, and one of its porter ends it.
 #[test]

@@ -106,18 +106,23 @@ impl Far {
         super::send_pulse(&self.pulse);
         let full = room < MARGIN;
         if self.full.swap(full, Ordering::Relaxed) != full
-            && let Err(error) = self.filter.turn(if full { Turn::Full } else { Turn::Room })
+            && let Err(error) = self.turn(if full { Turn::Full } else { Turn::Room })
         {
             tracing::warn!(error, full, "the table stays as it is");
         }
     }
 
     pub(in crate::redirect) fn bypass(&self, on: bool) -> Result<(), String> {
-        self.filter.turn(if on { Turn::Bypass } else { Turn::NoBypass })
+        self.turn(if on { Turn::Bypass } else { Turn::NoBypass })
+    }
+
+    /// Waits for the answer, which may hold up nobody else.
+    fn turn(&self, to: Turn) -> Result<(), String> {
+        owner::aside(|| self.filter.turn(to))
     }
 
     pub(in crate::redirect) fn detach(&self) {
-        if let Err(error) = self.filter.turn(Turn::Over) {
+        if let Err(error) = self.turn(Turn::Over) {
             tracing::warn!(error, "new connections come here until the end");
         }
     }
@@ -126,7 +131,7 @@ impl Far {
         Counters {
             handed_over: self.handed_over.load(Ordering::Relaxed),
             unmatched: self.unmatched.load(Ordering::Relaxed),
-            ..self.filter.counters()
+            ..owner::aside(|| self.filter.counters())
         }
     }
 }
