@@ -60,8 +60,10 @@ const MAX_WATCHED: usize = 4096;
 /// How many listeners in other network namespaces may wait to be served.
 const MAX_DOORS: usize = 64;
 /// How soon it is noticed that somebody is in a network namespace where nobody
-/// listens.
+/// listens; at the start sooner, since a command that is run may just be on its
+/// way there.
 const GLANCE: Duration = Duration::from_millis(500);
+const FIRST: Duration = Duration::from_millis(10);
 /// How long those who follow may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is still somebody where we listen.
@@ -126,6 +128,9 @@ pub struct Settings {
     /// Every process that could ask is redirected: what is answered at an
     /// address that shows it.
     pub beacon: Option<[u8; NONCE]>,
+    /// Listeners in other network namespaces, where another process opens
+    /// them.
+    pub doors: Option<mpsc::Receiver<Door>>,
 }
 
 /// What outlives an instance, for the next.
@@ -367,7 +372,10 @@ impl Instance {
         let page = settings.page.map(|opened| Page::start(opened, &controlled)).transpose();
         let page = page.map_err(StartError::Listen)?;
         let watching = tokio::spawn(watch_ends(arrivals, Arc::clone(&proxy.account)));
-        let (doors, coming) = mpsc::channel(MAX_DOORS);
+        let (doors, mut coming) = mpsc::channel(MAX_DOORS);
+        if let Some(others) = settings.doors {
+            coming = others;
+        }
         Ok(Self {
             proxy,
             redirect,
@@ -513,14 +521,15 @@ impl Instance {
             let mut seen = redirect.counters().direct_other_netns;
             let mut looked = Instant::now();
             let moving = matches!(target, Target::Several(_));
-            let mut tick = tokio::time::interval(GLANCE);
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut pause = FIRST;
             loop {
-                tick.tick().await;
+                tokio::time::sleep(pause).await;
+                let early = pause < GLANCE;
+                pause = (pause * 2).min(GLANCE);
                 let direct = redirect.counters().direct_other_netns;
                 // Somebody could not come here; or nobody may be left there; or
                 // the target may have more processes in other places.
-                if moving || direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
+                if early || moving || direct != seen || (redirect.listens_elsewhere() && looked.elapsed() >= SURVEY) {
                     (seen, looked) = (direct, Instant::now());
                     look(&redirect, &target, &doors).await;
                 }

@@ -281,3 +281,53 @@ fn a_daemon_takes_containers_by_name() {
     });
     daemon.end().ok();
 }
+
+/// A daemon listens in a container that comes, before it connects, and reaches
+/// its server from there; the door closes behind it.
+#[test]
+fn a_daemon_serves_a_container() {
+    let authority = TestCa::new();
+    let (network, site) = (Network::new(), common::Site::new(&authority));
+    let prefix = format!("rs-served-{}", std::process::id());
+    site.write("", &format!("[targets]\ncontainers = [\"{prefix}-*\"]"));
+    let mut daemon = site.start();
+    let container = Container::start(&format!("{prefix}-a"), &["sleep", "600"]);
+    daemon.said(&format!("listening in the network namespace of process {}", container.pid));
+    wire(&container, &network);
+    let listener = network.listener(&format!("{SERVER}:443"));
+    let _upstream = Upstream::at(listener, &authority, ca::Leaf::Good, &[NAME], &["h2", "http/1.1"]);
+    let mut python = container.exec(["python3", "-I", "-c", LOOP, SERVER]);
+    let (intercepted, row) = connects(&mut python, &mut 0);
+    assert!(intercepted, "{row}");
+    let report = daemon.report();
+    let row = report.process("python3 -I -c");
+    assert_eq!(row["container"], container.id, "{row}");
+    assert_eq!(report.0["redirect"]["direct_other_netns"], 0, "{report}");
+    python.close_stdin();
+    python.finish(SOON).ok();
+    drop(container);
+    daemon.said("nobody is left there");
+    daemon.end().ok();
+}
+
+/// A command that `run` starts and that goes into a namespace of its own is
+/// followed there.
+#[test]
+fn a_command_in_a_network_of_its_own() {
+    let (authority, dir) = (TestCa::new(), folder());
+    let script = "ip link set lo up && exec python3 -c \"$0\" 127.0.0.1";
+    let words = words!["run", "--no-mount", "--upstream-ca", authority.pem(), "--report", "json"];
+    let words = words.into_iter().chain(words!["--report-file", dir.path().join("report"), "--"]);
+    let mut running = retryscope(words.chain(words!["unshare", "--net", "sh", "-c", script, LOOP]));
+    let (line, mut at) = running.line_after(0, "ready");
+    let pid = serde_json::from_str::<Value>(&line).expect("JSON")["ready"].as_i64().expect("a pid");
+    let listener = listener_in(i32::try_from(pid).expect("a pid"), "127.0.0.1:443");
+    let _upstream = Upstream::at(listener, &authority, ca::Leaf::Good, &[NAME], &["http/1.1"]);
+    until("it is listened to there", SOON, || connects(&mut running, &mut at).0.then_some(()));
+    running.close_stdin();
+    running.finish(SOON).ok();
+    let report = Report::parse(&std::fs::read_to_string(dir.path().join("report")).expect("the report"));
+    assert_eq!(report.total("attempts"), 1, "{report}");
+    let processes = report.0["processes"].as_array().expect("processes");
+    assert!(processes.iter().any(|process| process["pid"] == pid), "{report}");
+}

@@ -176,8 +176,8 @@ fn threads(pid: i32) -> Vec<PathBuf> {
     tasks.map(|task| task.expect("a thread").path().join("status")).collect()
 }
 
-/// After the start every thread of both processes has exactly what
-/// docs/security.md says: no capability, and no way to get one; and what
+/// After the start every thread of each process has exactly what
+/// docs/security.md says, and no way to get more; and what
 /// serves connections can do none of what would matter.
 #[test]
 fn privileges_are_gone() {
@@ -192,7 +192,14 @@ fn privileges_are_gone() {
     let nobody = nix::unistd::User::from_name(common::daemon::USER).expect("users").expect("nobody");
     let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
     let none = "0000000000000000";
-    for (pid, uid, gid, groups) in [(daemon.pid(), uid, gid, Some(gid.to_string())), (daemon.keeper(), 0, 0, None)] {
+    // CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+    let enters = "0000000000280000";
+    let porter = daemon.porter().expect("a porter");
+    for (pid, uid, gid, groups, kept) in [
+        (daemon.pid(), uid, gid, Some(gid.to_string()), none),
+        (daemon.keeper(), 0, 0, None, none),
+        (porter, uid, gid, Some(gid.to_string()), enters),
+    ] {
         let threads = threads(pid);
         assert!(threads.len() > 1, "{threads:?}");
         for status in threads {
@@ -206,6 +213,7 @@ fn privileges_are_gone() {
                     },
                     "NoNewPrivs" => "1".into(),
                     "Seccomp" => "2".into(),
+                    "CapPrm" | "CapEff" => kept.into(),
                     _ => none.into(),
                 };
                 assert_eq!(value, expected, "{name} of {}", status.display());
@@ -229,6 +237,8 @@ fn privileges_are_gone() {
     }
     assert_eq!(own["processes"][1]["role"], "keeper", "{own}");
     assert_eq!(own["processes"][1]["pid"], daemon.keeper(), "{own}");
+    assert_eq!(own["processes"][2]["role"], "porter", "{own}");
+    assert_eq!(own["processes"][2]["pid"], porter, "{own}");
     let text = retryscope(["doctor"]).finish(SOON);
     assert!(text.text().contains("CapEff 0, CapBnd 0"), "{text}");
     daemon.end().ok();

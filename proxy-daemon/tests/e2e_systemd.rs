@@ -63,8 +63,44 @@ impl Site {
 
     /// A service that asks without a pause.
     fn service(&self, unit: &str) {
+        self.service_with(unit, &[]);
+    }
+
+    fn service_with(&self, unit: &str, options: &[&str]) {
         let script = format!("sleep infinity | exec python3 -u /test/steady.py {UPSTREAM} >/test/{unit}.jsonl");
-        self.machine.run(&["systemd-run", "--quiet", "--unit", unit, "/bin/sh", "-c", &script]).ok();
+        let words = [&["systemd-run", "--quiet", "--unit", unit], options, &["/bin/sh", "-c", &script]].concat();
+        self.machine.run(&words).ok();
+    }
+
+    /// A service in a network of its own is served there; and where the
+    /// administrator grants less, that is said, and it goes direct.
+    fn serves_other_networks(&self) {
+        let machine = &self.machine;
+        self.service_with("away", &["-p", "PrivateNetwork=yes"]);
+        // Once it is in its own network.
+        until("the service asks", LATER, || (!self.rows("away").is_empty()).then_some(()));
+        let listener = machine.listen_in("away.service", &format!("{UPSTREAM}:443"));
+        let upstream = Upstream::at(listener, &self.ca, Leaf::Good, &[common::NAME], &["http/1.1"]);
+        self.goes("away", false);
+        self.config("[targets]\nunits = [\"web.service\", \"away.service\"]");
+        machine.run(&["systemctl", "reload", "retryscope"]).ok();
+        self.goes("away", true);
+        let journal = machine.journal("retryscope");
+        assert!(journal.contains("listening in the network namespace of process"), "{journal}");
+        let drop_in = "mkdir -p /run/systemd/system/retryscope.service.d && \
+            printf '[Service]\\nCapabilityBoundingSet=~CAP_SYS_ADMIN CAP_SYS_PTRACE\\n' \
+            >/run/systemd/system/retryscope.service.d/test.conf && systemctl daemon-reload && systemctl restart retryscope";
+        machine.sh(drop_in).ok();
+        self.goes("web", true);
+        self.goes("away", false);
+        let journal = machine.journal("retryscope");
+        assert!(journal.contains("go direct: CAP_SYS_PTRACE and CAP_SYS_ADMIN are missing"), "{journal}");
+        machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
+        self.config("[targets]\nunits = [\"web.service\"]");
+        machine.run(&["systemctl", "restart", "retryscope"]).ok();
+        machine.run(&["systemctl", "stop", "away"]).ok();
+        self.goes("web", true);
+        drop(upstream);
     }
 
     fn rows(&self, unit: &str) -> Vec<Value> {
@@ -143,6 +179,26 @@ impl Site {
         self.goes("web", true);
     }
 
+    /// By TPROXY, with what the drop-in beside the unit adds.
+    fn serves_by_tproxy(&self) {
+        let machine = &self.machine;
+        let folder = machine.file("/run/systemd/system/retryscope.service.d");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::copy(Path::new(DEPLOY).join("systemd/tproxy.conf"), folder.join("tproxy.conf")).expect("copied");
+        self.config("[targets]\nnetns = true");
+        machine.sh("systemctl daemon-reload && systemctl restart retryscope").ok();
+        self.goes("web", true);
+        assert!(machine.property("retryscope", "StatusText").contains("TPROXY"));
+        let report = machine.run(&["retryscope", "report", "--report", "json"]).ok().json();
+        let processes = report["processes"].as_array().expect("processes");
+        let found = |row: &&Value| row["unit"] == "web.service" && row["pid"].as_u64().is_some_and(|pid| pid > 1);
+        assert!(processes.iter().any(|row| found(&row)), "{report}");
+        machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
+        self.config("[targets]\nunits = [\"web.service\"]");
+        machine.run(&["systemctl", "restart", "retryscope"]).ok();
+        self.goes("web", true);
+    }
+
     fn main_pid(&self) -> String {
         self.machine.property("retryscope", "MainPID")
     }
@@ -198,15 +254,28 @@ fn a_packages_life() {
     let report = machine.run(&["retryscope", "doctor"]).text();
     assert!(report.contains("the server cannot: open /etc/retryscope/retryscope-ca.key"), "{report}");
     let none = "0000000000000000";
-    let expected =
-        [("CapInh", none), ("CapPrm", none), ("CapEff", none), ("CapBnd", none), ("CapAmb", none), ("NoNewPrivs", "1")];
+    // One enters other networks: CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+    let enters = "0000000000280000";
+    let mut porters = 0;
     for pid in machine.sh("cat /sys/fs/cgroup/system.slice/retryscope.service/cgroup.procs").ok().text().lines() {
         let text = machine.run(&["cat", &format!("/proc/{pid}/status")]).ok().text();
         let found = status(&text);
+        let porter = machine.run(&["cat", &format!("/proc/{pid}/cmdline")]).ok().text().contains("__porter");
+        porters += usize::from(porter);
+        let kept = if porter { enters } else { none };
+        let expected = [
+            ("CapInh", none),
+            ("CapPrm", kept),
+            ("CapEff", kept),
+            ("CapBnd", none),
+            ("CapAmb", none),
+            ("NoNewPrivs", "1"),
+        ];
         assert_eq!(found[..6], expected, "{text}");
         assert_eq!(found[6].0, "Seccomp");
         assert_eq!(found[6].1, "2");
     }
+    assert_eq!(porters, 1);
     let entries =
         machine.run(&["journalctl", "-u", "retryscope", "-o", "json", "RETRYSCOPE_CGROUP=/system.slice/web.service"]);
     assert!(entries.ok().text().lines().count() >= 1, "the journal has fields");
@@ -258,6 +327,8 @@ fn a_packages_life() {
     machine.sh("rm -r /run/systemd/system/retryscope.service.d && systemctl daemon-reload").ok();
 
     site.refuses_once_it_has_died();
+    site.serves_other_networks();
+    site.serves_by_tproxy();
 
     // Another, for one unit alone.
     site.service("other");

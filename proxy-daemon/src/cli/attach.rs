@@ -189,6 +189,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         earlier: None,
         bypassed: false,
         beacon: None,
+        doors: None,
     };
     let mut finished = runtime.block_on(async {
         let (redirect, several) = match account {

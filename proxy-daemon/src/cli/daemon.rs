@@ -29,13 +29,13 @@ use crate::{
     config::{self, Config, File, Prepared},
     control::{self, Access},
     daemon::{Earlier, Finished, Instance, Settings, StartError},
-    keeper::{self, KeeperError, Starting, Targets},
+    keeper::{self, KeeperError, Starting, Taken, Targets},
     process::{
         self, Role,
         confine::{self, ConfineError, Needs},
         warden::{self, Warden},
     },
-    redirect,
+    redirect::{self, Taking},
     report::{own, recording},
     tls::Authority,
     view::page,
@@ -116,10 +116,16 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let folder = config.runtime_dir.join(&args.name);
     let lock = lock(&folder, &args.name)?;
     let signals = Signals::block().map_err(|error| Failure::new(70, format!("cannot listen for signals ({error})")))?;
-    let place = Place::take(&folder)?;
+    let taking = config.taking();
+    let place = Place::take(&folder, taking.is_some())?;
     process::raise_file_limit();
+    if taking.is_some() && !targets.is_empty() {
+        return Err(Failure::usage(
+            "the file says that a network namespace or interfaces are taken (`netns`, `ingress`): leave out --cgroup, --unit and --container, or choose another file",
+        ));
+    }
     // Accepts wait until the data path serves; nothing is attached before.
-    let listeners = redirect::listeners()?;
+    let own = taking.is_none().then(redirect::listeners).transpose()?;
     // What an instance before this one has left refuses connections until this
     // one serves; or at once no longer, where nothing is to be refused.
     let left = warden::left(Some(&args.name));
@@ -136,8 +142,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
             ports: config.ports.clone(),
             allow_quic: config.allow_quic,
             ca_dir: file.resolve(&config.ca_dir),
+            porter: (config.namespaces || taking.is_some()).then_some(prepared.account),
+            taking: taking.clone(),
         },
-        &listeners,
+        own.as_ref(),
         config.fail.into(),
     )?;
     let metrics = prepared
@@ -179,8 +187,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
             "bypassed, as it was before: new connections go direct, unobserved, until `retryscope bypass off`"
         );
     }
-    let (keeper, signer, redirect, keepers_less) = started.run()?;
-    for what in less.iter().chain(&keepers_less) {
+    let Taken { keeper, signer, redirect, listeners, doors, less: theirs } = started.run()?;
+    let listeners = listeners.or(own).ok_or(KeeperError::Gone)?;
+    if bypassed && taking.is_some() {
+        // Before anybody says that we answer.
+        redirect.bypass(true)?;
+    }
+    tracing::info!("connections are redirected by {}", by(taking.as_ref()));
+    for what in less.iter().chain(&theirs) {
         tracing::warn!("less is confined than could be: {what}");
     }
     let authority = Authority::remote(&certificate, Box::new(signer))?;
@@ -207,7 +221,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         rule_files: Vec::new(),
         rules_for: None,
         folder,
-        target: format!("the targets of {}", path.display()),
+        target: taking.as_ref().map_or_else(|| format!("the targets of {}", path.display()), ToString::to_string),
         command: None,
         routes: changeable.routes,
         upstream,
@@ -226,6 +240,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         earlier,
         bypassed,
         beacon: None,
+        doors,
     };
     let runtime = runtime()?;
     let place_of_page = settings.page.as_ref().map(page::Opened::place);
@@ -248,7 +263,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         Ok::<_, Failure>(serving.until_the_end(&signals).await)
     })?;
     // Files that are ours alone; the folders stay where we may not remove them.
-    drop((lock, host, place));
+    drop((lock, host));
+    if code != ExitCode::SUCCESS {
+        place.abandon();
+    }
     Ok(code)
 }
 
@@ -325,6 +343,14 @@ fn limits(intercept: &[String]) -> Option<String> {
     let domains: Option<std::collections::BTreeSet<String>> = intercept.iter().map(domain).collect();
     let domains: Vec<String> = domains?.into_iter().collect();
     (!domains.is_empty()).then(|| domains.join(" "))
+}
+
+/// The way, and why it is that one.
+fn by(taking: Option<&Taking>) -> String {
+    match taking {
+        None => "eBPF: the targets are cgroups".to_owned(),
+        Some(taking) => format!("TPROXY: the target is {taking}, not a cgroup"),
+    }
 }
 
 /// What libraries load or look up when it is first needed.
@@ -441,6 +467,7 @@ impl Serving<'_> {
         let snapshot = account.ledger().snapshot(account.clock.now());
         let watched = self.host.keeper().targets().len();
         let cgroups = match watched {
+            _ if self.config.taking().is_some() => "connections are taken by TPROXY".to_owned(),
             0 => "no cgroup is watched yet".to_owned(),
             1 => "1 cgroup is watched".to_owned(),
             many => format!("{many} cgroups are watched"),

@@ -195,6 +195,7 @@ pub fn main() -> ExitCode {
             });
         }
         [hidden] if hidden == keeper::KEEPER => return keeper::main(),
+        [hidden] if hidden == keeper::PORTER => return keeper::porter::main(),
         _ => {}
     }
     let cli = match Cli::try_parse() {

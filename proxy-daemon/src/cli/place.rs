@@ -29,8 +29,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// `folder` goes away with a cgroup that is made.
-    pub(super) fn take(folder: &Path) -> Result<Self, Failure> {
+    /// `folder` goes away with a cgroup that is made; and `routes` of TPROXY, where
+    /// who made them was killed.
+    pub(super) fn take(folder: &Path, routes: bool) -> Result<Self, Failure> {
         let home = cgroup::own()?;
         let me = std::process::id();
         let top = cgroup::Mount::find()?.point().to_owned();
@@ -51,6 +52,7 @@ impl Place {
             cgroups: vec![cgroup.clone()],
             folder: Some(folder.into()),
             lock: Some(folder.join(control::PID)),
+            routes,
             ..Chores::default()
         };
         let janitor = match Janitor::start(&chores) {
@@ -66,6 +68,11 @@ impl Place {
 
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// A part of this daemon has died: cleaned up as if all of it had.
+    pub(super) fn abandon(mut self) {
+        drop(self.janitor.take());
     }
 }
 

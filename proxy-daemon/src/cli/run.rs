@@ -238,6 +238,7 @@ impl Job {
                 earlier: None,
                 bypassed: false,
                 beacon: None,
+                doors: None,
             };
             let instance = Instance::start(settings, redirect)?;
             Ok((instance, trust))
@@ -282,6 +283,10 @@ impl Job {
                 refusal.ok().flatten()
             }
         };
+        if let Reach::Target(target) = &wanted.reach {
+            // The command may go into a network namespace of its own.
+            instance.look_around(target.clone()).await;
+        }
         tracing::debug!("the command was started, or refused");
         if refusal.is_none() && std::io::stderr().is_terminal() {
             let line = ["top".to_owned(), "--instance".into(), std::process::id().to_string()];

@@ -148,6 +148,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         earlier: None,
         bypassed: false,
         beacon: Some(nonce),
+        doors: None,
     };
     let mut finished = runtime()?.block_on(async {
         let redirect = Redirection::start(&wanted, None)?;

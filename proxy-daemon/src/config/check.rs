@@ -10,7 +10,7 @@ use std::{
 
 use retryscope_ebpf::MAX_PORTS;
 
-use super::{Config, ConfigErrors, File, table};
+use super::{By, Config, ConfigErrors, Fail, File, table};
 use crate::{
     flow::filter::FilterError,
     history,
@@ -243,6 +243,35 @@ impl Checked<'_> {
         start..start + length
     }
 
+    /// The targets, the way to them and what it can do fit together.
+    fn ways(&mut self, config: &Config) {
+        let targets = &config.targets;
+        let key = if targets.netns { "netns" } else { "ingress" };
+        if config.taking().is_none() {
+            if config.redirect == By::Tproxy {
+                let message = "TPROXY takes a network namespace or interfaces, not cgroups: set `netns` or `ingress` \
+                               in [targets], or write auto";
+                self.wrong(("", "redirect"), None, message);
+            }
+            return;
+        }
+        if targets.netns && !targets.ingress.is_empty() {
+            self.wrong(("targets", "ingress"), None, "a daemon takes `netns` or `ingress`, not both: start another");
+        }
+        if !(targets.cgroups.is_empty() && targets.units.is_empty() && targets.containers.is_empty()) {
+            let message = format!("`{key}` stands in the place of cgroups, units and containers: start another daemon");
+            self.wrong(("targets", key), None, message);
+        }
+        if config.redirect == By::Ebpf {
+            let message = format!("eBPF takes cgroups; `{key}` in [targets] is for TPROXY: write auto or tproxy");
+            self.wrong(("", "redirect"), None, message);
+        }
+        if config.fail == Fail::Closed {
+            let message = "what TPROXY redirects goes direct as soon as the daemon is gone: write open";
+            self.wrong(("", "fail"), None, message);
+        }
+    }
+
     fn prepare(&mut self, config: &Config, rule_files: &[(PathBuf, String)]) -> Result<Prepared, ConfigErrors> {
         let changeable = self.changeable(config.clone(), rule_files)?;
         let ports = config.ports.len();
@@ -252,6 +281,7 @@ impl Checked<'_> {
         for (item, _) in config.ports.iter().enumerate().filter(|(_, port)| **port == 0) {
             self.wrong(("", "ports"), Some(item), "a port is a number from 1 to 65535");
         }
+        self.ways(config);
         if config.keep > history::MAX_KEPT {
             self.wrong(("", "keep"), None, format!("at most {} attempts can be kept", history::MAX_KEPT));
         }
@@ -380,6 +410,10 @@ impl Config {
             ("strict", self.strict != new.strict),
             ("fail", self.fail != new.fail),
             ("allow_quic", self.allow_quic != new.allow_quic),
+            ("redirect", self.redirect != new.redirect),
+            ("targets.netns", self.targets.netns != new.targets.netns),
+            ("targets.ingress", self.targets.ingress != new.targets.ingress),
+            ("namespaces", self.namespaces != new.namespaces),
             ("ca_dir", self.ca_dir != new.ca_dir),
             ("user", self.user != new.user),
             ("state_dir", self.state_dir != new.state_dir),

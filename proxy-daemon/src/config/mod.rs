@@ -20,7 +20,7 @@ pub use check::{Changeable, Groups, Prepared, some_path};
 pub use error::{ConfigError, ConfigErrors};
 pub use print::default_file;
 
-use crate::history;
+use crate::{history, redirect::Taking};
 use table::table;
 
 /// The largest file that is read.
@@ -56,6 +56,12 @@ table! {
         fail: Fail = Fail::Open => default "\"open\"";
         /// Leave UDP to the watched ports (QUIC, HTTP/3) alone instead of refusing it.
         allow_quic: bool = false => default "false";
+        /// How connections come here: ebpf (the kernel rewrites connects of cgroups), tproxy (nf_tables marks
+        /// packets of a network namespace or from an interface), or auto (whichever the targets need).
+        redirect: By = By::Auto => default "\"auto\"";
+        /// Take connections that are made in other network namespaces as well, such as containers'. For it a
+        /// process of the daemon keeps CAP_SYS_ADMIN and CAP_SYS_PTRACE; docs/security.md tells more.
+        namespaces: bool = true => default "true";
         /// The folder of the authority's certificate and key. Only root may be able to read the key.
         ca_dir: PathBuf = "/etc/retryscope".into() => default "\"/etc/retryscope\"";
         /// Whom the part that serves connections becomes, once everything is attached.
@@ -96,6 +102,10 @@ table! {
         /// By the container's name (Kubernetes: NAMESPACE/POD/CONTAINER), or by its id or how that begins;
         /// * stands for any characters. Names are known of engines that root runs.
         containers: Vec<String> = Vec::new() => example "[\"web-*\", \"3f4a\"]";
+        /// Instead of cgroups, by TPROXY: every process in the daemon's own network namespace.
+        netns: bool = false => default "false";
+        /// Instead of cgroups, by TPROXY: what arrives on these interfaces on its way elsewhere (a gateway).
+        ingress: Vec<String> = Vec::new() => example "[\"eth0\"]";
     }
 }
 
@@ -207,6 +217,26 @@ pub enum LogTo {
     Auto,
     Journal,
     Stderr,
+}
+
+/// How connections come here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    Auto,
+    Ebpf,
+    Tproxy,
+}
+
+impl Config {
+    /// What TPROXY is to take; `None` where the targets are cgroups.
+    pub fn taking(&self) -> Option<Taking> {
+        match &self.targets {
+            Targets { netns: true, .. } => Some(Taking::Namespace),
+            Targets { ingress, .. } if !ingress.is_empty() => Some(Taking::Ingress(ingress.clone())),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -117,6 +117,8 @@ pub trait Host: fmt::Debug + Send + Sync {
     fn targets(&self) -> Vec<String>;
     /// The process that stays privileged.
     fn keeper(&self) -> u32;
+    /// The process that may enter network namespaces, if there is one.
+    fn porter(&self) -> Option<u32>;
     /// The authority's key.
     fn key(&self) -> &Path;
     /// Has a bypass outlive a restart, or no longer.
@@ -148,7 +150,7 @@ pub struct Privileges {
 /// A process of an instance.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Part {
-    /// `server` or `keeper`.
+    /// `server`, `keeper` or `porter`.
     pub role: String,
     pub pid: u32,
 }
@@ -394,6 +396,7 @@ impl Controlled {
         let mut processes = vec![part("server", self.about.pid)];
         let Some(host) = &self.host else { return Privileges { processes, attempts: Vec::new() } };
         processes.push(part("keeper", host.keeper()));
+        processes.extend(host.porter().map(|pid| part("porter", pid)));
         let attempts = confine::attempts(host.key())
             .into_iter()
             .map(|(what, error)| Attempted { what, refused: error.map(|error| error.to_string()) });
@@ -417,6 +420,7 @@ impl Controlled {
             targets: self.host.as_ref().map(|host| host.targets().len() as u64),
             reload: self.host.as_ref().and_then(|host| host.reloaded()),
             keeper: self.host.as_ref().map(|host| host.keeper()),
+            porter: self.host.as_ref().and_then(|host| host.porter()),
             lives: self.lives,
         }
     }

@@ -5,18 +5,18 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::{KEEPER, Request, Said, Start};
+use super::{KEEPER, Porter, Post, Request, Said, Start, Work, doors::Hired};
 use crate::{
     process::channel::Channel,
-    redirect::{Attachment, Fail, Listeners, Maps, Redirect, RedirectError},
+    redirect::{Attachment, Door, Elsewhere, Fail, Listeners, Maps, Redirect, RedirectError, Redirection},
     tls::RemoteKey,
 };
 
@@ -57,7 +57,10 @@ pub struct Starting {
     child: Child,
     channel: Channel,
     signing: Channel,
+    hired: Option<Hired>,
     fail: Fail,
+    /// What TPROXY takes, for people.
+    taking: Option<String>,
 }
 
 /// A keeper that has loaded everything and attached nothing yet.
@@ -66,10 +69,18 @@ pub struct Started {
     child: Child,
     channel: Channel,
     signing: Channel,
+    hired: Option<Hired>,
     pub pid: u32,
     /// The authority's certificate.
     pub authority: Vec<u8>,
-    redirect: Redirect,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    Ebpf(Box<Redirect>),
+    /// By TPROXY, which takes this.
+    Tproxy(String),
 }
 
 /// What the keeper answers to a reload.
@@ -79,7 +90,23 @@ pub enum Answer {
     Broken { why: String },
 }
 
-/// A running keeper. It ends when this is dropped.
+/// What is in force.
+#[derive(Debug)]
+pub struct Taken {
+    pub keeper: Keeper,
+    pub signer: Authorised,
+    pub redirect: Redirection,
+    /// Where connections come to, if they do not come to those that this was
+    /// started with.
+    pub listeners: Option<Listeners>,
+    /// Doors to other network namespaces, those of the start and later ones.
+    pub doors: Option<mpsc::Receiver<Door>>,
+    /// In what the others are confined less than they could be.
+    pub less: Vec<String>,
+}
+
+/// A running keeper, and the porter where there is one. They end when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Keeper {
     asking: Mutex<(Channel, Receiver<Reply>)>,
@@ -87,7 +114,8 @@ pub struct Keeper {
     gone: watch::Receiver<bool>,
     /// Names of what is attached.
     targets: Arc<Mutex<Vec<(u64, String)>>>,
-    child: Mutex<Child>,
+    children: Mutex<Vec<Child>>,
+    porter: Option<Porter>,
 }
 
 #[derive(Debug)]
@@ -101,9 +129,10 @@ enum Reply {
 pub struct Authorised(Mutex<Channel>);
 
 impl Starting {
-    /// Starts the keeper; `listeners` are where connects are diverted to. It
+    /// Starts the keeper, and the porter where one is wanted; `listeners` are where connects are diverted to. It
     /// takes a moment to load, in which there is other work.
-    pub fn start(start: &Start, listeners: &Listeners, fail: Fail) -> Result<Self, KeeperError> {
+    /// Where TPROXY takes connections there are none yet.
+    pub fn start(start: &Start, listeners: Option<&Listeners>, fail: Fail) -> Result<Self, KeeperError> {
         let (mut channel, theirs) = Channel::pair().map_err(KeeperError::Start)?;
         let (signing, signer) = Channel::pair().map_err(KeeperError::Start)?;
         let input = theirs.as_fd().try_clone_to_owned().map_err(KeeperError::Start)?;
@@ -117,22 +146,44 @@ impl Starting {
             .spawn()
             .map_err(KeeperError::Start)?;
         drop(theirs);
-        let mut descriptors = vec![signer.as_fd(), listeners.v4.as_fd()];
-        descriptors.extend(listeners.v6.as_ref().map(AsFd::as_fd));
+        let (from_keeper, to_porter) = Channel::pair().map_err(KeeperError::Start)?;
+        let listening: Vec<_> =
+            listeners.iter().flat_map(|listeners| [Some(&listeners.v4), listeners.v6.as_ref()]).flatten().collect();
+        let hire = |account| {
+            let ports = listening.iter().map(|listener| Ok(u32::from(listener.local_addr()?.port())));
+            let work = match &start.taking {
+                None => Work::Doors { ports: ports.collect::<io::Result<_>>()? },
+                Some(taking) => {
+                    Work::Filter { ports: start.ports.clone(), allow_quic: start.allow_quic, taking: taking.clone() }
+                }
+            };
+            let keeper = matches!(work, Work::Doors { .. }).then_some(&from_keeper);
+            Hired::start(&Post { account, work }, keeper)
+        };
+        let hired = start.porter.map(hire).transpose().map_err(KeeperError::Start)?;
+        let mut descriptors = vec![signer.as_fd()];
+        descriptors.extend(hired.as_ref().map(|_| to_porter.as_fd()));
+        descriptors.extend(listening.iter().map(AsFd::as_fd));
         channel.send(start, &descriptors).map_err(KeeperError::Start)?;
-        Ok(Self { child, channel, signing, fail })
+        let taking = start.taking.as_ref().map(ToString::to_string);
+        Ok(Self { child, channel, signing, hired, fail, taking })
     }
 
     /// Waits until it has loaded.
     pub fn loaded(self) -> Result<Started, KeeperError> {
-        let Self { child, mut channel, signing, fail } = self;
+        let Self { child, mut channel, signing, hired, fail, taking } = self;
         match channel.receive::<Said>().map_err(KeeperError::Start)? {
             Some((Said::Started { authority, pid }, maps)) => {
+                if let Some(taking) = taking {
+                    return Ok(Started { child, channel, signing, hired, pid, authority, by: By::Tproxy(taking) });
+                }
                 let Ok([accepted, exempt, tally, commands, gate]) = <[_; 5]>::try_from(maps) else {
                     return Err(KeeperError::Gone);
                 };
-                let redirect = Redirect::new(Maps { accepted, exempt, tally, commands, networks: None, gate }, fail)?;
-                Ok(Started { child, channel, signing, pid, authority, redirect })
+                let elsewhere = hired.as_ref().map(|hired| Box::new(hired.doors.clone()) as Box<dyn Elsewhere>);
+                let maps = Maps { accepted, exempt, tally, commands, networks: None, gate };
+                let by = By::Ebpf(Box::new(Redirect::new(maps, fail, elsewhere)?));
+                Ok(Started { child, channel, signing, hired, pid, authority, by })
             }
             Some((Said::Failed { message, code }, _)) => Err(KeeperError::Failed { message, code }),
             _ => Err(KeeperError::Gone),
@@ -143,41 +194,70 @@ impl Starting {
 impl Started {
     /// Whether maps can be used by who calls this.
     pub fn try_use(&self) -> bool {
-        self.redirect.is_usable()
+        match &self.by {
+            By::Ebpf(redirect) => redirect.is_usable(),
+            By::Tproxy(_) => true,
+        }
     }
 
     /// Lets everything go direct that will be attached.
     pub fn bypass(&self) -> Result<(), KeeperError> {
-        Ok(self.redirect.bypass(true)?)
+        match &self.by {
+            By::Ebpf(redirect) => Ok(redirect.bypass(true)?),
+            // Nobody has said yet that we answer, so everything does.
+            By::Tproxy(_) => Ok(()),
+        }
     }
 
     /// Takes over what is attached at the start; from here on cgroups come and
-    /// go by themselves. What the keeper says of its confinement comes along.
-    /// To be called once this process is confined: it starts a thread.
-    pub fn run(self) -> Result<(Keeper, Authorised, Arc<Redirect>, Vec<String>), KeeperError> {
-        let Self { child, mut channel, signing, redirect, .. } = self;
+    /// go by themselves. To be called once this process is confined: it starts
+    /// threads.
+    pub fn run(self) -> Result<Taken, KeeperError> {
+        let Self { child, mut channel, signing, hired, by, .. } = self;
         signing.set_patience(PATIENCE).map_err(KeeperError::Start)?;
-        let redirect = Arc::new(redirect);
-        let targets = Arc::new(Mutex::new(Vec::new()));
+        let (redirect, taken) = match by {
+            By::Ebpf(redirect) => (Some(Arc::new(*redirect)), None),
+            By::Tproxy(taking) => (None, Some(taking)),
+        };
+        let targets = Arc::new(Mutex::new(taken.into_iter().map(|taking| (0, taking)).collect()));
         let mut less = None;
         while less.is_none() {
             match channel.receive::<Said>().map_err(KeeperError::Start)? {
                 Some((Said::Ready { less: told }, _)) => less = Some(told),
                 Some((Said::Failed { message, code }, _)) => return Err(KeeperError::Failed { message, code }),
-                Some((said, descriptors)) => follow(said, descriptors, &redirect, &targets),
+                Some((said, descriptors)) => {
+                    if let Some(redirect) = &redirect {
+                        follow(said, descriptors, redirect, &targets);
+                    }
+                }
                 None => return Err(KeeperError::Gone),
             }
         }
         let asking = channel.try_clone().map_err(KeeperError::Start)?;
         let (told, gone) = watch::channel(false);
         let (answer, answers) = sync_channel(1);
-        let (mine, known) = (Arc::downgrade(&redirect), Arc::clone(&targets));
+        let mine = redirect.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let known = Arc::clone(&targets);
         std::thread::spawn(move || {
             hear(&mut channel, &answer, &mine, &known);
             told.send_replace(true);
         });
-        let keeper = Keeper { asking: Mutex::new((asking, answers)), gone, targets, child: Mutex::new(child) };
-        Ok((keeper, Authorised(Mutex::new(signing)), redirect, less.unwrap_or_default()))
+        let (mut children, mut less) = (vec![child], less.unwrap_or_default());
+        let (mut porter, mut doors, mut filtering) = (None, None, None);
+        if let Some(hired) = hired {
+            let working = hired.run()?;
+            children.push(working.child);
+            less.extend(working.less);
+            (porter, doors, filtering) = (Some(working.porter), Some(working.opened), working.filtering);
+        }
+        let (redirect, listeners) = match (redirect, filtering) {
+            (Some(redirect), _) => (Redirection::from(redirect), None),
+            (None, Some((far, listeners))) => (Redirection::far(far), Some(listeners)),
+            (None, None) => return Err(KeeperError::Gone),
+        };
+        let (asking, children) = (Mutex::new((asking, answers)), Mutex::new(children));
+        let keeper = Keeper { asking, gone, targets, children, porter };
+        Ok(Taken { keeper, signer: Authorised(Mutex::new(signing)), redirect, listeners, doors, less })
     }
 }
 
@@ -185,7 +265,7 @@ impl Started {
 fn hear(
     channel: &mut Channel,
     answer: &SyncSender<Reply>,
-    redirect: &std::sync::Weak<Redirect>,
+    redirect: &Weak<Redirect>,
     targets: &Mutex<Vec<(u64, String)>>,
 ) {
     while let Ok(Some((said, descriptors))) = channel.receive::<Said>() {
@@ -246,8 +326,16 @@ impl Keeper {
         }
     }
 
-    /// Whether the keeper answers. Waits for it.
+    pub fn porter(&self) -> Option<&Porter> {
+        self.porter.as_ref()
+    }
+
+    /// Whether the keeper answers, and the porter. Waits for them.
     pub fn answers(&self, patience: Duration) -> bool {
+        self.porter.as_ref().is_none_or(|porter| porter.answers(patience)) && self.keeper_answers(patience)
+    }
+
+    fn keeper_answers(&self, patience: Duration) -> bool {
         // One that is reading a configuration is alive.
         let Ok(mut asking) = self.asking.try_lock() else { return true };
         matches!(exchange(&mut asking, &Request::Ping, patience), Ok(Reply::Pong))
@@ -266,11 +354,20 @@ impl Keeper {
         names
     }
 
-    /// Ends when the keeper has.
+    /// Ends when the keeper has, or the porter.
     pub async fn ended(&self) {
         let mut gone = self.gone.clone();
-        // A sender that is gone is a thread that is.
-        let _ = gone.wait_for(|gone| *gone).await;
+        let porter = async {
+            match &self.porter {
+                Some(porter) => porter.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // A sender that is gone is a thread that is.
+            _ = gone.wait_for(|gone| *gone) => {}
+            () = porter => {}
+        }
     }
 }
 
@@ -290,8 +387,13 @@ impl Drop for Keeper {
         let asking = self.asking.get_mut().unwrap_or_else(PoisonError::into_inner);
         // It ends when nobody is at the other end; the hearing thread is.
         let _ = rustix::net::shutdown(asking.0.as_fd(), rustix::net::Shutdown::Both);
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = child.wait();
+        if let Some(porter) = &self.porter {
+            porter.end();
+        }
+        let children = self.children.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for child in children {
+            let _ = child.wait();
+        }
     }
 }
 

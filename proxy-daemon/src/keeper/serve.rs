@@ -2,7 +2,7 @@
 use std::{
     io,
     net::TcpListener,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use nix::{
     unistd::setsid,
 };
 
-use super::{Request, Said, Start, Targets, attaching::Attaching};
+use super::{Place, Request, Said, Start, Targets, handing::Handing};
 use crate::{
     config::File,
     process::{
@@ -23,7 +23,7 @@ use crate::{
         confine::{self, Needs},
         release_memory,
     },
-    redirect::{Attacher, Forest, Listeners, Patterns, Watched, cgroup::Mount},
+    redirect::{Attacher, Attaching, Forest, Listeners, Patterns, Watched, cgroup::Mount},
     tls::Authority,
 };
 
@@ -65,12 +65,32 @@ fn keep(server: &mut Channel) -> Result<(), Failure> {
     let Some((start, descriptors)) = server.receive::<Start>().map_err(gone)? else { return Ok(()) };
     let mut descriptors = descriptors.into_iter();
     let signing = descriptors.next().map(Channel::new).ok_or_else(|| Failure::new(70, &"no signing channel came"))?;
+    let porter = start.porter.and_then(|_| descriptors.next()).map(Channel::new);
     let mut listeners = descriptors.map(TcpListener::from);
+    let (patterns, rule_files) = read(&start)?;
+    let authority = Authority::load_from(&start.ca_dir).map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let mount = Mount::find().map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let needs = |bpf| Needs {
+        role: Role::Keeper,
+        // Who owns the configuration can read it, and needs no capability.
+        account: None,
+        bpf,
+        read: readable(&start.config, &rule_files, mount.point()),
+        write: Vec::new(),
+    };
+    let said = Said::Started { authority: authority.certificate_der().to_vec(), pid: std::process::id() };
+    if start.taking.is_some() {
+        // There is nothing to be loaded or attached.
+        server.send(&said, &[]).map_err(gone)?;
+        let less = confine::confine(&needs(false)).map_err(|error| Failure::new(error.exit_code(), &error))?;
+        std::thread::spawn(move || sign(signing, &authority));
+        server.send(&Said::Ready { less }, &[]).map_err(gone)?;
+        let _ = run(server, None, &start);
+        return Ok(());
+    }
     let v4 = listeners.next().ok_or_else(|| Failure::new(70, &"no listener came"))?;
     let listeners = Listeners { v4, v6: listeners.next() };
 
-    let (patterns, rule_files) = read(&start)?;
-    let authority = Authority::load_from(&start.ca_dir).map_err(|error| Failure::new(error.exit_code(), &error))?;
     let watched = Watched { ports: start.ports.clone(), allow_quic: start.allow_quic };
     let redirect = |error: crate::redirect::RedirectError| Failure::new(error.exit_code(), &error);
     let mut attacher = Attacher::load(&watched, &listeners, &start.cgroup).map_err(redirect)?;
@@ -79,31 +99,25 @@ fn keep(server: &mut Channel) -> Result<(), Failure> {
     // Nobody connects to a listener that outlives the server.
     drop(listeners);
     let forest = Forest::new().map_err(|error| Failure::new(error.exit_code(), &error))?;
-    let mount = Mount::find().map_err(|error| Failure::new(error.exit_code(), &error))?;
     let bpf = confine::wants_capability(|| attacher.try_use());
-    let said = Said::Started { authority: authority.certificate_der().to_vec(), pid: std::process::id() };
     let handed = [&maps.accepted, &maps.exempt, &maps.tally, &maps.commands, &maps.gate].map(AsFd::as_fd);
     server.send(&said, &handed).map_err(gone)?;
-    drop(maps);
-    let mut attaching = Attaching::new(attacher, forest, patterns);
+    let porter = porter.zip(maps.networks).and_then(|(mut porter, networks)| {
+        // One that is gone is missed by the server.
+        porter.send(&Place::Maps, &[networks.as_fd(), maps.tally.as_fd()]).ok().map(|()| porter)
+    });
+    let mut handing = Handing::new(Attaching::new(attacher, forest), patterns, porter);
     // Reading the kernel's types takes tens of megabytes for a moment.
     release_memory();
 
-    let less = confine::confine(&Needs {
-        role: Role::Keeper,
-        // Who owns the configuration can read it, and needs no capability.
-        account: None,
-        bpf,
-        read: readable(&start.config, &rule_files, mount.point()),
-        write: Vec::new(),
-    })
-    .map_err(|error| Failure::new(error.exit_code(), &error))?;
+    let less = confine::confine(&needs(bpf)).map_err(|error| Failure::new(error.exit_code(), &error))?;
     // Only now, so that it is confined as well.
     std::thread::spawn(move || sign(signing, &authority));
-    attaching.follow(server).map_err(gone)?;
+    handing.follow(server).map_err(gone)?;
+    handing.tell_porter(true);
     server.send(&Said::Ready { less }, &[]).map_err(gone)?;
     // From here on an error means that the server is gone.
-    let _ = run(server, &mut attaching, &start);
+    let _ = run(server, Some(&mut handing), &start);
     Ok(())
 }
 
@@ -151,37 +165,36 @@ fn sign(mut channel: Channel, authority: &Authority) {
     }
 }
 
-/// Answers requests and follows cgroups; ends with the server.
-fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Result<()> {
+/// Answers requests and follows cgroups, where any are attached; ends with the
+/// server.
+fn run(server: &mut Channel, mut handing: Option<&mut Handing>, start: &Start) -> io::Result<()> {
     let mut looked = Instant::now();
     let mut stirred = false;
     loop {
-        let since = looked.elapsed();
-        let wait = if stirred { BREATH } else { ROUND }.saturating_sub(since);
-        if wait.is_zero() {
-            attaching.follow(server)?;
+        let wait = if stirred { BREATH } else { ROUND }.saturating_sub(looked.elapsed());
+        if let Some(handing) = &mut handing
+            && wait.is_zero()
+        {
+            handing.follow(server)?;
             (looked, stirred) = (Instant::now(), false);
             continue;
         }
-        let (asked, news) = {
-            let mut ready = [
-                PollFd::new(server.as_fd(), PollFlags::POLLIN),
-                PollFd::new(attaching.forest().news(), PollFlags::POLLIN),
-            ];
-            // Rounded up: a wait of less than a millisecond would spin.
-            let timeout = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
-            match poll(&mut ready, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+        // Rounded up: a wait of less than a millisecond would spin.
+        let timeout = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+        let (asked, news) = match &handing {
+            Some(handing) => wait_for([server.as_fd(), handing.attaching.forest().news()], timeout)?.into(),
+            None => {
+                let [asked] = wait_for([server.as_fd()], PollTimeout::NONE)?;
+                (asked, false)
             }
-            let is = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-            (is(&ready[0]), is(&ready[1]))
         };
-        if news {
-            attaching.forest().hear()?;
+        if let Some(handing) = &mut handing
+            && news
+        {
+            handing.attaching.forest().hear()?;
             // At once where it has been quiet.
             if looked.elapsed() >= BREATH {
-                attaching.follow(server)?;
+                handing.follow(server)?;
                 (looked, stirred) = (Instant::now(), false);
             } else {
                 stirred = true;
@@ -193,8 +206,10 @@ fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Re
                 Request::Ping => server.send(&Said::Pong, &[])?,
                 Request::Reload => match reload(start) {
                     Ok((patterns, said)) => {
-                        attaching.set_patterns(patterns);
-                        attaching.follow(server)?;
+                        if let Some(handing) = &mut handing {
+                            handing.set_patterns(patterns);
+                            handing.follow(server)?;
+                        }
                         server.send(&said, &[])?;
                     }
                     Err(why) => server.send(&Said::Broken { why }, &[])?,
@@ -202,6 +217,16 @@ fn run(server: &mut Channel, attaching: &mut Attaching, start: &Start) -> io::Re
             }
         }
     }
+}
+
+/// Which of them are readable, once one is or the time is over.
+fn wait_for<const N: usize>(descriptors: [BorrowedFd<'_>; N], timeout: PollTimeout) -> io::Result<[bool; N]> {
+    let mut ready = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+    match poll(&mut ready, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ready.map(|descriptor| descriptor.any().unwrap_or(false)))
 }
 
 /// Reads the configuration and everything it names. Nothing is in force

@@ -19,6 +19,11 @@ pub enum Role {
     Server,
     /// Keeps the authority's key and the loaded programs.
     Keeper,
+    /// Listens in other network namespaces, and makes sockets there.
+    Porter,
+    /// The same, where connections are redirected by TPROXY: holds the packet
+    /// filter's table, looks up owners, and makes sockets that it leaves alone.
+    Filter,
     /// Outlives the server, to refuse connects.
     Warden,
 }
@@ -136,12 +141,24 @@ const OLDER_SERVER: &[libc::c_long] = &[];
 /// Of the keeper: cgroups that come and go.
 const KEEPER: &[libc::c_long] = &[libc::SYS_getsockopt, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch];
 
+/// Of the porter: listeners, and cgroups that people come into.
+const PORTER: &[libc::c_long] = &[
+    libc::SYS_bind,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_listen,
+    libc::SYS_setsockopt,
+];
+
 /// Of the warden: it ends the one before it.
 const WARDEN: &[libc::c_long] = &[libc::SYS_pidfd_send_signal];
 
 /// linux/bpf.h
 const MAP_LOOKUP: u64 = 1;
 const MAP_UPDATE: u64 = 2;
+const MAP_DELETE: u64 = 3;
 const LINK_CREATE: u64 = 28;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -159,6 +176,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     let own = match role {
         Role::Server => [SERVER, OLDER_SERVER],
         Role::Keeper => [KEEPER, &[]],
+        Role::Porter | Role::Filter => [PORTER, &[]],
         Role::Warden => [WARDEN, &[]],
     };
     let mut rules: Rules =
@@ -177,23 +195,42 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     // To read limits, not to set them.
     let read = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     only(libc::SYS_prlimit64, vec![vec![read]])?;
-    let controls =
-        [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS].map(|what| equal(1, what).map(|it| vec![it]));
-    only(libc::SYS_ioctl, controls.into_iter().collect::<Result<_, _>>()?)?;
+    let mut controls = vec![libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
+    // Whether the loopback is up.
+    controls.extend((role == Role::Porter).then_some(libc::SIOCGIFFLAGS));
+    let controls = controls.into_iter().map(|what| equal(1, what).map(|it| vec![it]));
+    only(libc::SYS_ioctl, controls.collect::<Result<_, _>>()?)?;
     let used: &[u64] = match role {
         Role::Server | Role::Warden => &[MAP_LOOKUP, MAP_UPDATE],
         Role::Keeper => &[LINK_CREATE],
+        Role::Porter => &[MAP_LOOKUP, MAP_UPDATE, MAP_DELETE],
+        Role::Filter => &[],
     };
-    only(libc::SYS_bpf, used.iter().map(|what| equal(0, *what).map(|it| vec![it])).collect::<Result<_, _>>()?)?;
-    if role == Role::Server {
-        const KIND: u64 = 0xf;
-        let mut sockets = Vec::new();
-        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
-            for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-                sockets.push(vec![equal(0, number(family))?, masked(1, KIND, number(kind))?]);
-            }
-        }
+    if !used.is_empty() {
+        only(libc::SYS_bpf, used.iter().map(|what| equal(0, *what).map(|it| vec![it])).collect::<Result<_, _>>()?)?;
+    }
+    let (families, kinds): (&[_], &[_]) = match role {
+        Role::Server => (&[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6], &[libc::SOCK_STREAM, libc::SOCK_DGRAM]),
+        Role::Porter | Role::Filter => (&[libc::AF_INET, libc::AF_INET6], &[libc::SOCK_STREAM]),
+        Role::Keeper | Role::Warden => (&[], &[]),
+    };
+    const KIND: u64 = 0xf;
+    let mut sockets = Vec::new();
+    for (family, kind) in families.iter().flat_map(|family| kinds.iter().map(move |kind| (*family, *kind))) {
+        sockets.push(vec![equal(0, number(family))?, masked(1, KIND, number(kind))?]);
+    }
+    if !sockets.is_empty() {
         only(libc::SYS_socket, sockets)?;
+    }
+    if role == Role::Porter {
+        only(libc::SYS_setns, vec![vec![equal(1, number(libc::CLONE_NEWNET))?]])?;
+    }
+    if matches!(role, Role::Porter | Role::Filter) {
+        // No file rules can hold for it (see `confine`); so it only reads.
+        let writing = number(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND);
+        only(libc::SYS_openat, vec![vec![masked(2, writing, 0)?]])?;
+        #[cfg(target_arch = "x86_64")]
+        only(libc::SYS_open, vec![vec![masked(1, writing, 0)?]])?;
     }
     Ok(rules)
 }

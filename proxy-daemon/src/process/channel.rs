@@ -25,26 +25,39 @@ const MAX_MESSAGE: usize = 64 << 20;
 
 /// One end.
 #[derive(Debug)]
-pub struct Channel(UnixStream);
+pub struct Channel {
+    socket: UnixStream,
+    /// The longest message that is taken.
+    most: usize,
+}
 
 impl Channel {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (one, other) = UnixStream::pair()?;
-        Ok((Self(one), Self(other)))
+        Ok((Self::of(one), Self::of(other)))
     }
 
     pub fn new(descriptor: OwnedFd) -> Self {
-        Self(descriptor.into())
+        Self::of(descriptor.into())
+    }
+
+    fn of(socket: UnixStream) -> Self {
+        Self { socket, most: MAX_MESSAGE }
+    }
+
+    /// Takes no longer messages than this: from whoever is to say little.
+    pub fn at_most(self, most: usize) -> Self {
+        Self { most, ..self }
     }
 
     pub fn try_clone(&self) -> io::Result<Self> {
-        self.0.try_clone().map(Self)
+        Ok(Self { socket: self.socket.try_clone()?, most: self.most })
     }
 
     /// How long an answer is waited for.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        self.0.set_read_timeout(Some(patience))?;
-        self.0.set_write_timeout(Some(patience))
+        self.socket.set_read_timeout(Some(patience))?;
+        self.socket.set_write_timeout(Some(patience))
     }
 
     pub fn send(&mut self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -60,13 +73,13 @@ impl Channel {
             return Err(io::Error::other("too many descriptors for one message"));
         }
         let sent = loop {
-            match sendmsg(&self.0, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL) {
+            match sendmsg(&self.socket, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}
                 sent => break sent?,
             }
         };
-        self.0.write_all(&length[sent..])?;
-        self.0.write_all(body)
+        self.socket.write_all(&length[sent..])?;
+        self.socket.write_all(body)
     }
 
     /// `None` once the other end is gone.
@@ -81,7 +94,7 @@ impl Channel {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let read = loop {
             let flags = RecvFlags::CMSG_CLOEXEC;
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut length)], &mut control, flags) {
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut length)], &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
                 read => break read?.bytes,
             }
@@ -95,14 +108,14 @@ impl Channel {
         if read == 0 {
             return Ok(None);
         }
-        self.0.read_exact(&mut length[read..])?;
+        self.socket.read_exact(&mut length[read..])?;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if length > MAX_MESSAGE {
+        if length > self.most {
             return Err(io::Error::other("a message is too long"));
         }
         let mut body = Vec::new();
         // Grows as it comes: a length alone costs nothing.
-        Read::by_ref(&mut self.0).take(length as u64).read_to_end(&mut body)?;
+        Read::by_ref(&mut self.socket).take(length as u64).read_to_end(&mut body)?;
         if body.len() < length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -112,7 +125,7 @@ impl Channel {
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -150,9 +163,9 @@ mod tests {
     #[test]
     fn a_length_alone_is_no_message() {
         let (mut here, mut there) = Channel::pair().expect("a pair");
-        here.0.write_all(&u32::MAX.to_be_bytes()).expect("sent");
+        here.socket.write_all(&u32::MAX.to_be_bytes()).expect("sent");
         assert!(there.receive_bytes().is_err());
-        here.0.write_all(&[0, 0, 0]).expect("sent");
+        here.socket.write_all(&[0, 0, 0]).expect("sent");
         drop(here);
         assert!(there.receive_bytes().is_err());
     }

@@ -12,14 +12,16 @@ use landlock::{
 };
 use nix::unistd::{Gid, Group, Uid, User, setgroups, setresgid, setresuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::calls::{self, Role};
 
 /// Whom a process becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     pub uid: u32,
     pub gid: u32,
@@ -53,7 +55,8 @@ pub struct Needs {
     pub account: Option<Account>,
     /// On kernels that want it for every use of BPF (before 5.19).
     pub bpf: bool,
-    /// Files, or everything below folders.
+    /// Files, or everything below folders. Not heeded for the porter, which can
+    /// open what its user can, to read.
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
 }
@@ -84,7 +87,11 @@ pub fn confine(needs: &Needs) -> Result<Vec<String>, ConfineError> {
     let mut less = Vec::new();
     become_account(needs).map_err(|error| ConfineError::of("giving up privileges", START)(error.to_string()))?;
     set_no_new_privs(true).map_err(|error| ConfineError::of("giving up new privileges", START)(error.to_string()))?;
-    match files(needs) {
+    // Landlock keeps a process from knowing which namespaces others are in,
+    // whatever its capabilities are.
+    let confined =
+        if matches!(needs.role, Role::Porter | Role::Filter) { Ok(RulesetStatus::FullyEnforced) } else { files(needs) };
+    match confined {
         Ok(RulesetStatus::FullyEnforced) => {}
         Ok(RulesetStatus::PartiallyEnforced) => {
             less.push("this kernel knows a part of Landlock only; the rest is not confined".to_owned());
@@ -104,8 +111,28 @@ pub fn confine(needs: &Needs) -> Result<Vec<String>, ConfineError> {
     Ok(less)
 }
 
+/// What a part keeps.
+fn of_role(role: Role) -> CapabilitySet {
+    match role {
+        Role::Server | Role::Keeper | Role::Warden => CapabilitySet::empty(),
+        // To enter network namespaces; to know which ones others are in.
+        Role::Porter => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
+        // To change its table and mark sockets; to find the process that has
+        // a socket among others' files.
+        Role::Filter => CapabilitySet::NET_ADMIN | CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH,
+    }
+}
+
+/// The names of capabilities that a part keeps, and that this process does not
+/// have.
+pub fn missing(role: Role) -> Vec<String> {
+    let permitted = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
+    (of_role(role) - permitted).iter_names().map(|(name, _)| format!("CAP_{name}")).collect()
+}
+
 fn become_account(needs: &Needs) -> io::Result<()> {
-    let kept = if needs.bpf { CapabilitySet::BPF } else { CapabilitySet::empty() };
+    let mut kept = of_role(needs.role) & capabilities(None)?.permitted;
+    kept.set(CapabilitySet::BPF, needs.bpf);
     clear_ambient_capability_set()?;
     for capability in CapabilitySet::all().iter() {
         match remove_capability_from_bounding_set(capability) {

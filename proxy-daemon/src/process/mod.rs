@@ -78,7 +78,7 @@ pub struct ProcessKey {
 }
 
 /// The owner of a connection, as the kernel recorded it at `connect()`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub key: ProcessKey,
     /// The thread that called `connect()`.

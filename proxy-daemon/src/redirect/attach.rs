@@ -17,6 +17,7 @@ use std::{
 use super::{
     Listeners, RedirectError, btf, listen,
     load::{self, DIVERTING, HANDOVER, NAMING},
+    tally::Tally,
 };
 
 /// Where HTTP/3 is spoken by itself.
@@ -122,10 +123,7 @@ impl Attacher {
 
     /// Whether who calls this may use a map.
     pub fn try_use(&self) -> bool {
-        self.loaded
-            .map("TALLY")
-            .and_then(super::opened::<aya::maps::PerCpuArray<aya::maps::MapData, u64>>)
-            .is_ok_and(|tally| tally.get(&0, 0).is_ok())
+        self.loaded.map("TALLY").and_then(Tally::new).is_ok_and(|tally| tally.try_use())
     }
 
     /// The maps, for whoever serves the connections.
@@ -138,6 +136,11 @@ impl Attacher {
             networks: Some(self.loaded.map("NETWORKS")?),
             gate: self.loaded.map("GATE")?,
         })
+    }
+
+    /// The daemon's own cgroup.
+    pub(super) fn place(&self) -> &Path {
+        &self.daemon
     }
 
     /// Whether a cgroup holds the daemon's own.

@@ -188,6 +188,16 @@ pub fn children(cgroup: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     Ok(children)
 }
 
+/// A cgroup and all below it, those above first. One that has just been removed
+/// has nothing below.
+pub fn walk(cgroup: &Path, mut each: impl FnMut(&Path)) {
+    let mut left = vec![cgroup.to_owned()];
+    while let Some(directory) = left.pop() {
+        each(&directory);
+        left.extend(children(&directory).unwrap_or_default());
+    }
+}
+
 /// The processes in a cgroup itself, not in those below it.
 pub fn processes(cgroup: &Path) -> Result<Vec<u32>, CgroupError> {
     let text = fs::read_to_string(cgroup.join("cgroup.procs"))

@@ -50,6 +50,8 @@ pub enum RedirectError {
     Neither { ebpf: Box<RedirectError>, tproxy: Box<RedirectError> },
     #[error("the network namespace of process {pid} cannot be entered ({cause}): run as root on the host")]
     Network { pid: u32, cause: io::Error },
+    #[error("the process that holds the packet filter says: {cause}")]
+    Elsewhere { cause: String },
     #[error("no port is free in a network namespace that no other listener has: too many are in use")]
     NoPort,
     #[error(transparent)]
@@ -64,6 +66,7 @@ impl RedirectError {
             Self::Kernel { .. }
             | Self::Listener { .. }
             | Self::Network { .. }
+            | Self::Elsewhere { .. }
             | Self::NoPort
             | Self::NamespaceTaken { .. }
             | Self::Instances { .. } => 69,

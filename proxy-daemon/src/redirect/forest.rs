@@ -15,14 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
-};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::{
     Patterns,
     cgroup::{CgroupError, Mount},
+    inhabitants::hear,
 };
 use crate::process::Engines;
 
@@ -108,14 +106,7 @@ impl Forest {
 
     /// Takes note that something has changed.
     pub fn hear(&self) -> io::Result<()> {
-        loop {
-            match self.news.read_events() {
-                Ok(_) => {}
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        hear(&self.news)
     }
 
     /// Looks around.

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use nix::{ifaddrs::getifaddrs, libc, net::if_::InterfaceFlags};
+use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::RedirectError;
@@ -25,12 +25,12 @@ pub struct Listeners {
 }
 
 pub(super) fn open() -> Result<Listeners, RedirectError> {
-    // Listening works without it, being reached does not.
-    if !loopback_is_up() {
-        return Err(RedirectError::Listener { address: "127.0.0.1", cause: io::ErrorKind::NetworkDown.into() });
-    }
     let v4 = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
         .map_err(|cause| RedirectError::Listener { address: "127.0.0.1", cause })?;
+    // Listening works without it, being reached does not.
+    if !loopback_is_up(&v4) {
+        return Err(RedirectError::Listener { address: "127.0.0.1", cause: io::ErrorKind::NetworkDown.into() });
+    }
     let v6 = match listener(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
         Ok(v6) => Some(v6),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => None,
@@ -39,10 +39,20 @@ pub(super) fn open() -> Result<Listeners, RedirectError> {
     Ok(Listeners { v4, v6 })
 }
 
-fn loopback_is_up() -> bool {
-    let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
-    // Where the interfaces are not told, it may well be.
-    getifaddrs().map_or(true, |mut addresses| addresses.any(|address| address.flags.contains(up)))
+/// In the network namespace of a socket: asked for in a way that is open also to
+/// who may have no netlink socket.
+fn loopback_is_up(socket: &impl AsFd) -> bool {
+    // SAFETY: integers and a union of such, so that zeros are a value.
+    let mut asked: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in asked.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request outlives the call and is what this call takes.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut asked) };
+    // SAFETY: the call has written this member of the union, or it is zeros.
+    let flags = unsafe { asked.ifr_ifru.ifru_flags };
+    // Where it is not told, it may well be.
+    result != 0 || libc::c_int::from(flags) & libc::IFF_UP != 0
 }
 
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {

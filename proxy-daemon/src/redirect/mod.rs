@@ -16,10 +16,12 @@
 #![allow(unsafe_code)]
 
 mod attach;
+mod attaching;
 mod btf;
 mod error;
 mod forest;
 mod gate;
+mod inhabitants;
 mod link;
 mod listen;
 mod load;
@@ -42,7 +44,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -55,17 +60,21 @@ use crate::process::{
 };
 
 pub use attach::{Attacher, Attachment, Maps, Watched, listeners, outermost};
+pub use attaching::{Attaching, Holder};
 pub use error::RedirectError;
 pub use forest::{Forest, Found};
 use gate::Gate;
 pub use gate::{Fail, shutter};
+pub use inhabitants::Inhabitants;
 pub use listen::{Listeners, queue};
-pub use network::{Door, Network, Pending};
+pub use network::{
+    Changes, Deliver, Door, Elsewhere, Inhabited, Network, Networks, Opened, Pending, Refused, inhabited,
+};
 pub use pattern::{PatternError, Patterns};
 pub use probe::{Probe, probe};
 pub use several::{Places, Several};
-pub use tally::Counters;
-pub use tproxy::sweep;
+pub use tally::{Counters, Tally};
+pub use tproxy::{Far, Filter, Held, Taking, Turn, sweep};
 pub use ways::{Choice, Reach, Redirection, Wanted, Way};
 
 /// A loopback address that hardly anybody serves: connections to it tell whether
@@ -118,11 +127,59 @@ pub struct Redirect {
     exempt: Mutex<SkStorage<MapData, u32>>,
     tally: PerCpuArray<MapData, u64>,
     remembered: remembered::Remembered,
-    networks: RwLock<network::Networks>,
+    networks: Others,
     gate: Mutex<Gate>,
     /// Holds on to everything where connects are refused once this process is
     /// gone.
     warden: Mutex<Option<Warden>>,
+}
+
+/// Network namespaces beside our own.
+#[derive(Debug)]
+struct Others {
+    /// The number of our own.
+    own: Option<u64>,
+    by: Who,
+    /// There were some, now or earlier; until then nothing need be asked.
+    any: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Who {
+    Us(Box<RwLock<Networks>>),
+    Another(Box<dyn Elsewhere>),
+}
+
+impl Others {
+    fn new(by: Who) -> Self {
+        Self { own: listen::netns_cookie().ok(), by, any: AtomicBool::new(false) }
+    }
+
+    fn is_empty(&self) -> bool {
+        match &self.by {
+            Who::Us(networks) => networks.read().unwrap_or_else(PoisonError::into_inner).is_empty(),
+            Who::Another(elsewhere) => elsewhere.is_empty(),
+        }
+    }
+
+    /// Where a socket is. One in a namespace that has just been left does not
+    /// count as one in our own.
+    fn of(&self, socket: &impl AsFd) -> Network {
+        if !self.any.load(Ordering::Relaxed) {
+            if self.is_empty() {
+                return Network::default();
+            }
+            self.any.store(true, Ordering::Relaxed);
+        }
+        Network(listen::cookie_of(socket).ok().filter(|cookie| self.own.is_some_and(|own| own != *cookie)))
+    }
+
+    fn socket(&self, cookie: u64, v6: bool) -> Pending {
+        match &self.by {
+            Who::Us(networks) => networks.read().unwrap_or_else(PoisonError::into_inner).socket(cookie, v6),
+            Who::Another(elsewhere) => elsewhere.socket(cookie, v6),
+        }
+    }
 }
 
 /// What is attached where, by the number that whoever attached it chose.
@@ -187,7 +244,7 @@ impl Redirect {
         }
         attacher.attach_diverting(&target, &mut attachment)?;
         places.insert(1, attachment);
-        let redirect = Self::new(attacher.maps()?, options.fail)?;
+        let redirect = Self::new(attacher.maps()?, options.fail, None)?;
         redirect.attached().places = places;
         redirect.own_ports(&listeners)?;
         Ok((redirect, listeners))
@@ -196,20 +253,27 @@ impl Redirect {
     /// No listener elsewhere may have the ports of these.
     fn own_ports(&self, listeners: &Listeners) -> Result<(), RedirectError> {
         let ports = [Some(listen::port(&listeners.v4)?), listeners.v6.as_ref().map(listen::port).transpose()?];
-        self.networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        if let Who::Us(networks) = &self.networks.by {
+            networks.write().unwrap_or_else(PoisonError::into_inner).own_ports(ports.into_iter().flatten());
+        }
         Ok(())
     }
 
     /// With the maps of a kernel side that was loaded elsewhere, and nothing
-    /// attached yet.
-    pub fn new(maps: Maps, fail: Fail) -> Result<Self, RedirectError> {
+    /// attached yet. Where another process enters network namespaces, it is
+    /// asked for sockets there.
+    pub fn new(maps: Maps, fail: Fail, elsewhere: Option<Box<dyn Elsewhere>>) -> Result<Self, RedirectError> {
+        let networks = Others::new(match elsewhere {
+            Some(elsewhere) => Who::Another(elsewhere),
+            None => Who::Us(Box::new(RwLock::new(Networks::new(maps.networks)?))),
+        });
         Ok(Self {
             attached: Mutex::default(),
             accepted: opened(maps.accepted)?,
             exempt: Mutex::new(opened(maps.exempt)?),
             tally: opened(maps.tally)?,
             remembered: remembered::Remembered::new(opened(maps.commands)?),
-            networks: RwLock::new(network::Networks::new(maps.networks.map(opened).transpose()?)),
+            networks,
             gate: Mutex::new(Gate::new(maps.gate, fail)?.open()),
             warden: Mutex::default(),
         })
@@ -318,7 +382,7 @@ impl Redirect {
     /// if no redirect explains it: it must be closed.
     pub fn origin_of(&self, accepted: &impl AsFd) -> Result<Option<Redirected>, RedirectError> {
         match self.accepted.get(&accepted.as_fd().as_raw_fd(), 0) {
-            Ok(record) => Ok(Some(redirected(&record, self.networks().of(accepted)))),
+            Ok(record) => Ok(Some(redirected(&record, self.networks.of(accepted)))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(RedirectError::of("reading a connection's record", &error)),
         }
@@ -338,22 +402,20 @@ impl Redirect {
     /// listeners where there are none yet, and closes them where nobody is
     /// left. Reads `/proc`; a moment for hundreds of processes.
     pub fn look_around(&self, target: &Target) -> Vec<Door> {
-        let pids = network::processes(target);
-        self.networks.write().unwrap_or_else(PoisonError::into_inner).look(pids)
+        let Who::Us(networks) = &self.networks.by else { return Vec::new() };
+        // Looked at before anybody has to wait for it.
+        let inhabited = inhabited(network::processes(target));
+        networks.write().unwrap_or_else(PoisonError::into_inner).look(&inhabited).tell()
     }
 
     /// Whether there are listeners in other network namespaces.
     pub fn listens_elsewhere(&self) -> bool {
-        !self.networks().is_empty()
+        !self.networks.is_empty()
     }
 
     /// A socket in another network namespace; `None` where it is our own.
     pub fn socket_in(&self, network: Network, v6: bool) -> Option<Pending> {
-        self.networks().socket(network, v6)
-    }
-
-    fn networks(&self) -> RwLockReadGuard<'_, network::Networks> {
-        self.networks.read().unwrap_or_else(PoisonError::into_inner)
+        network.0.map(|cookie| self.networks.socket(cookie, v6))
     }
 
     /// What the kernel side has counted so far.

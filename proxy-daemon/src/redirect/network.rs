@@ -5,6 +5,9 @@
 //! sockets for upstream connections, which are made in the same namespace:
 //! what the client can reach, it reaches, and from where it would have.
 //!
+//! The process that serves may do this itself, or, where it has given up what
+//! that takes, leave it to another ([`Elsewhere`]).
+//!
 //! - A namespace has a thread that lives in it and makes its sockets; a socket
 //!   belongs to where it was made, whoever uses it.
 //! - No two listeners have the same port, so that a port tells where it is.
@@ -20,7 +23,8 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, MapData};
@@ -36,13 +40,16 @@ use super::{Listeners, RedirectError, Target, cgroup, listen};
 const MAX_WAITING: usize = 256;
 /// How often a listener is opened anew where its port is taken elsewhere.
 const MAX_TRIES: usize = 32;
+/// How long a loopback may take to be brought up before it is told that it is
+/// down.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The thread only makes system calls.
 const STACK: usize = 128 * 1024;
 
 /// In which network namespace a connection is: by its cookie; our own unless
 /// told otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Network(Option<u64>);
+pub struct Network(pub(super) Option<u64>);
 
 /// A listener in another network namespace.
 #[derive(Debug)]
@@ -52,15 +59,81 @@ pub struct Door {
     pub over: oneshot::Receiver<()>,
 }
 
+/// A namespace that was entered.
+#[derive(Debug)]
+pub struct Opened {
+    pub cookie: u64,
+    /// A process there, for people.
+    pub pid: u32,
+    /// For IPv4; then, where there is IPv6, for that.
+    pub doors: Vec<Door>,
+}
+
+/// Where connections go direct.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// A process there.
+    pub pid: u32,
+    pub why: String,
+}
+
+/// What a look around has changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// By their cookies.
+    pub left: Vec<u64>,
+    pub opened: Vec<Opened>,
+    pub refused: Vec<Refused>,
+}
+
+impl Changes {
+    /// Says what there is to say to the journal or the terminal; what is left
+    /// are the doors.
+    pub(super) fn tell(self) -> Vec<Door> {
+        for Refused { pid, why } in &self.refused {
+            tracing::warn!(pid, "{why}; connections there go direct");
+        }
+        let tell = |opened: Opened| {
+            tracing::info!(
+                pid = opened.pid,
+                cookie = opened.cookie,
+                "listening in the network namespace of this process"
+            );
+            opened.doors
+        };
+        self.opened.into_iter().flat_map(tell).collect()
+    }
+}
+
+/// Namespaces that another process listens in on our behalf, and makes sockets
+/// in.
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// Whether there are any.
+    fn is_empty(&self) -> bool;
+    /// A socket in one of them.
+    fn socket(&self, cookie: u64, v6: bool) -> Pending;
+}
+
 /// A socket that is being made.
 pub type Pending = oneshot::Receiver<io::Result<OwnedFd>>;
 
 /// Which namespace, as the file system tells.
 type Inode = (u64, u64);
 
+/// Takes a socket that was made.
+pub type Deliver = Box<dyn FnOnce(io::Result<OwnedFd>) + Send>;
+
 struct Request {
     domain: Domain,
-    reply: oneshot::Sender<io::Result<OwnedFd>>,
+    deliver: Deliver,
+}
+
+/// Processes by the namespace in which they are, one for each.
+#[derive(Debug, Default)]
+pub struct Inhabited {
+    found: BTreeMap<Inode, u32>,
+    /// Of processes whose namespace we may not know.
+    hidden: Option<Refused>,
 }
 
 /// A namespace that was entered.
@@ -72,7 +145,8 @@ struct Entered {
     _doors: Vec<oneshot::Sender<()>>,
 }
 
-pub(super) struct Networks {
+/// The namespaces that this process listens in.
+pub struct Networks {
     /// `None`: no other namespace is ever entered.
     map: Option<HashMap<MapData, u64, Listening>>,
     own: Inode,
@@ -80,16 +154,47 @@ pub(super) struct Networks {
     entered: BTreeMap<u64, Entered>,
     /// Those that cannot be entered; not tried, nor told of, again.
     refused: HashSet<Inode>,
+    /// Those whose loopback is down: since when, and whether it was told. Who
+    /// makes a namespace brings it up a moment later.
+    down: std::collections::HashMap<Inode, (Instant, bool)>,
+    /// It was told that some cannot even be known.
+    hidden: bool,
+}
+
+/// Which namespaces processes are in.
+pub fn inhabited(pids: impl IntoIterator<Item = u32>) -> Inhabited {
+    let mut inhabited = Inhabited::default();
+    for pid in pids {
+        match fs::metadata(format!("/proc/{pid}/ns/net")) {
+            Ok(data) => {
+                inhabited.found.entry(inode(&data)).or_insert(pid);
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                inhabited.hidden.get_or_insert_with(|| Refused {
+                    pid,
+                    why: format!("the network namespace of processes such as this one cannot be told ({error})"),
+                });
+            }
+            // A process that has just ended is nowhere.
+            Err(_) => {}
+        }
+    }
+    inhabited
 }
 
 impl Networks {
-    pub(super) fn new(map: Option<HashMap<MapData, u64, Listening>>) -> Self {
+    /// With the kernel side's map of listeners; without one, no other
+    /// namespace is ever entered.
+    pub fn new(map: Option<OwnedFd>) -> Result<Self, RedirectError> {
         let own = fs::metadata("/proc/thread-self/ns/net").map(|data| inode(&data)).unwrap_or_default();
-        Self { map, own, own_ports: BTreeSet::new(), entered: BTreeMap::new(), refused: HashSet::new() }
+        let map = map.map(super::opened).transpose()?;
+        let (own_ports, entered, refused) = (BTreeSet::new(), BTreeMap::new(), HashSet::new());
+        Ok(Self { map, own, own_ports, entered, refused, down: Default::default(), hidden: false })
     }
 
-    /// The ports of the listeners in our own namespace.
-    pub(super) fn own_ports(&mut self, ports: impl IntoIterator<Item = u32>) {
+    /// The ports of the listeners in our own namespace: no other listener may
+    /// have them.
+    pub fn own_ports(&mut self, ports: impl IntoIterator<Item = u32>) {
         self.own_ports = ports.into_iter().collect();
     }
 
@@ -97,62 +202,67 @@ impl Networks {
         self.entered.is_empty()
     }
 
-    /// Enters the namespaces of these processes, and leaves those in which
-    /// none of them is any more.
-    pub(super) fn look(&mut self, pids: impl IntoIterator<Item = u32>) -> Vec<Door> {
+    /// Enters the namespaces in which there are processes, and leaves those in
+    /// which there are none any more.
+    pub fn look(&mut self, inhabited: &Inhabited) -> Changes {
+        let mut changes = Changes::default();
         if self.map.is_none() {
-            return Vec::new();
+            return changes;
         }
-        let mut found: BTreeMap<Inode, u32> = BTreeMap::new();
-        for pid in pids {
-            // A process that has just ended is nowhere.
-            if let Ok(data) = fs::metadata(format!("/proc/{pid}/ns/net")) {
-                found.entry(inode(&data)).or_insert(pid);
-            }
-        }
-        let gone: Vec<u64> = self
+        let found = &inhabited.found;
+        changes.left = self
             .entered
             .iter()
             .filter(|(_, network)| !found.contains_key(&network.inode))
             .map(|(cookie, _)| *cookie)
             .collect();
-        gone.into_iter().for_each(|cookie| self.leave(cookie));
+        changes.left.iter().for_each(|cookie| self.leave(*cookie));
         self.refused.retain(|inode| found.contains_key(inode));
-        let mut doors = Vec::new();
+        self.down.retain(|inode, _| found.contains_key(inode));
         for (inode, pid) in found {
-            let known = self.entered.values().any(|network| network.inode == inode);
-            if known || inode == self.own || self.refused.contains(&inode) {
+            let known = self.entered.values().any(|network| network.inode == *inode);
+            if known || *inode == self.own || self.refused.contains(inode) {
                 continue;
             }
+            let pid = *pid;
             if self.entered.len() >= MAX_NETWORKS {
-                self.refused.insert(inode);
-                tracing::warn!(
-                    pid,
-                    "there are more than {MAX_NETWORKS} network namespaces; connections in this one go direct"
-                );
+                self.refused.insert(*inode);
+                let why = format!("there are more than {MAX_NETWORKS} network namespaces to listen in");
+                changes.refused.push(Refused { pid, why });
                 continue;
             }
-            match self.enter(pid, inode) {
-                Ok(opened) => doors.extend(opened),
+            match self.enter(pid, *inode) {
+                Ok(opened) => {
+                    self.down.remove(inode);
+                    changes.opened.extend(opened);
+                }
+                Err(RedirectError::Listener { cause, .. }) if cause.kind() == io::ErrorKind::NetworkDown => {
+                    let (since, told) = self.down.entry(*inode).or_insert_with(|| (Instant::now(), false));
+                    if since.elapsed() >= PATIENCE && !std::mem::replace(told, true) {
+                        let why = format!("the loopback is down in the network namespace of process {pid}");
+                        changes.refused.push(Refused { pid, why });
+                    }
+                }
                 Err(error) => {
-                    self.refused.insert(inode);
-                    tracing::warn!(
-                        pid,
-                        %error,
-                        "the network namespace of this process cannot be listened in; connections there go direct"
-                    );
+                    self.refused.insert(*inode);
+                    changes.refused.push(Refused { pid, why: error.to_string() });
                 }
             }
         }
-        doors
+        if let Some(hidden) = &inhabited.hidden
+            && !std::mem::replace(&mut self.hidden, true)
+        {
+            changes.refused.push(hidden.clone());
+        }
+        changes
     }
 
-    fn enter(&mut self, pid: u32, expected: Inode) -> Result<Vec<Door>, RedirectError> {
+    fn enter(&mut self, pid: u32, expected: Inode) -> Result<Option<Opened>, RedirectError> {
         let failed = move |cause| RedirectError::Network { pid, cause };
         let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(failed)?;
         if namespace.metadata().map(|data| inode(&data)).map_err(failed)? != expected {
             // The number is another process's by now.
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let mut taken = self.own_ports.clone();
         for network in self.entered.values() {
@@ -166,15 +276,18 @@ impl Networks {
             .spawn(move || {
                 let listening = setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
                     .map_err(|error| failed(error.into()))
-                    .and_then(|()| Ok((listen::netns_cookie()?, open(&taken)?)));
+                    .and_then(|()| {
+                        let listeners = open(&taken)?;
+                        let cookie = listen::cookie_of(&listeners.v4).map_err(failed)?;
+                        Ok((cookie, listeners))
+                    });
                 drop(namespace);
                 if tell.send(listening).is_err() {
                     return;
                 }
-                for Request { domain, reply } in requests {
+                for Request { domain, deliver } in requests {
                     let made = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP));
-                    // Whoever asked may have given up.
-                    let _ = reply.send(made.map(Into::into));
+                    deliver(made.map(Into::into));
                 }
             })
             .map_err(failed)?;
@@ -198,8 +311,7 @@ impl Networks {
                 return Err(RedirectError::of("telling the kernel side of listeners", &error));
             }
         }
-        tracing::info!(pid, cookie, "listening in the network namespace of this process");
-        Ok(doors)
+        Ok(Some(Opened { cookie, pid, doors }))
     }
 
     fn leave(&mut self, cookie: u64) {
@@ -211,26 +323,26 @@ impl Networks {
         }
     }
 
-    /// Where a socket is.
-    pub(super) fn of(&self, socket: &impl AsFd) -> Network {
-        if self.entered.is_empty() {
-            return Network::default();
+    /// Has a socket made in a namespace, by its thread, and delivered; or an
+    /// error, where the namespace has been left or has too much to do.
+    pub fn make(&self, cookie: u64, v6: bool, deliver: Deliver) {
+        let request = Request { domain: if v6 { Domain::IPV6 } else { Domain::IPV4 }, deliver };
+        let Some(network) = self.entered.get(&cookie) else {
+            return (request.deliver)(Err(io::ErrorKind::NetworkDown.into()));
+        };
+        if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) =
+            network.sockets.try_send(request)
+        {
+            (request.deliver)(Err(io::ErrorKind::WouldBlock.into()));
         }
-        let cookie = listen::cookie_of(socket).ok();
-        Network(cookie.filter(|cookie| self.entered.contains_key(cookie)))
     }
 
-    /// A socket in another namespace; `None` where it is our own.
-    pub(super) fn socket(&self, network: Network, v6: bool) -> Option<Pending> {
-        let cookie = network.0?;
+    /// As [`Elsewhere::socket`].
+    pub(super) fn socket(&self, cookie: u64, v6: bool) -> Pending {
         let (reply, pending) = oneshot::channel();
-        let request = Request { domain: if v6 { Domain::IPV6 } else { Domain::IPV4 }, reply };
-        // Where the thread is gone, or has too much to do, the request goes,
-        // and its reply ends unsaid.
-        if let Some(network) = self.entered.get(&cookie) {
-            let _ = network.sockets.try_send(request);
-        }
-        Some(pending)
+        // Whoever asked may have given up.
+        self.make(cookie, v6, Box::new(|made| drop(reply.send(made))));
+        pending
     }
 }
 
@@ -274,12 +386,8 @@ pub(super) fn processes(target: &Target) -> Vec<u32> {
 
 fn below(path: &Path) -> Vec<u32> {
     let mut pids = Vec::new();
-    let mut left = vec![path.to_owned()];
-    while let Some(directory) = left.pop() {
-        // One that has just been removed is empty.
-        pids.extend(cgroup::processes(&directory).unwrap_or_default());
-        left.extend(cgroup::children(&directory).unwrap_or_default());
-    }
+    // One that has just been removed is empty.
+    cgroup::walk(path, |directory| pids.extend(cgroup::processes(directory).unwrap_or_default()));
     pids
 }
 

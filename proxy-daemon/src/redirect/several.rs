@@ -6,8 +6,8 @@
 //! or go. Out: what matches is attached; what does not any more goes direct,
 //! while connections under way keep what serves them.
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::unix::fs::MetadataExt,
+    collections::BTreeMap,
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -16,7 +16,8 @@ use std::{
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
-    Attacher, Fail, Forest, Listeners, Patterns, Redirect, RedirectError, Watched, cgroup::CgroupError, listen,
+    Attacher, Attaching, Attachment, Fail, Forest, Holder, Listeners, Patterns, Redirect, RedirectError, Watched,
+    cgroup::CgroupError, listen,
 };
 use crate::process;
 
@@ -27,8 +28,6 @@ const BREATH: Duration = Duration::from_millis(20);
 /// Connections that are diverted when a cgroup is no longer a target keep
 /// what serves them for so long.
 const LINGER: Duration = Duration::from_secs(60);
-/// The number of our own cgroup's hand-over; no directory has it.
-const OWN: u64 = 0;
 
 /// Cgroups that are targets at the moment: directories, by number. Shared by
 /// whoever attaches them and whoever looks into them.
@@ -52,16 +51,9 @@ impl Eq for Places {}
 /// What attaches.
 #[derive(Debug)]
 pub struct Several {
-    attacher: Attacher,
-    forest: Forest,
+    attaching: Attaching,
     redirect: Arc<Redirect>,
     places: Places,
-    attached: BTreeMap<u64, PathBuf>,
-    /// Our own hand-over is attached by itself.
-    own: bool,
-    /// Told once, until they are gone.
-    refused: BTreeSet<u64>,
-    cut: bool,
 }
 
 impl Several {
@@ -71,18 +63,10 @@ impl Several {
     pub fn load(watched: &Watched, fail: Fail, daemon: &Path) -> Result<(Self, Listeners), RedirectError> {
         let listeners = listen::open()?;
         let mut attacher = Attacher::load(watched, &listeners, daemon)?;
-        let redirect = Redirect::new(attacher.maps()?, fail)?;
+        let redirect = Redirect::new(attacher.maps()?, fail, None)?;
         redirect.own_ports(&listeners)?;
-        let several = Self {
-            attacher,
-            forest: Forest::new()?,
-            redirect: Arc::new(redirect),
-            places: Places::default(),
-            attached: BTreeMap::new(),
-            own: false,
-            refused: BTreeSet::new(),
-            cut: false,
-        };
+        let attaching = Attaching::new(attacher, Forest::new()?);
+        let several = Self { attaching, redirect: Arc::new(redirect), places: Places::default() };
         Ok((several, listeners))
     }
 
@@ -100,10 +84,10 @@ impl Several {
     pub async fn follow(mut self, mut wanted: watch::Receiver<Patterns>) -> Result<(), CgroupError> {
         let failed = |error: std::io::Error| CgroupError::Io {
             doing: "watching",
-            path: self.forest.path(Path::new("/")).into(),
+            path: self.attaching.forest().path(Path::new("/")).into(),
             cause: error,
         };
-        let news = self.forest.news().try_clone_to_owned().and_then(process::readable).map_err(failed)?;
+        let news = self.attaching.forest().news().try_clone_to_owned().and_then(process::readable).map_err(failed)?;
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -118,7 +102,7 @@ impl Several {
                     }
                     // At once where it has been quiet.
                     tokio::time::sleep(BREATH.saturating_sub(looked.elapsed())).await;
-                    if let Err(error) = self.forest.hear() {
+                    if let Err(error) = self.attaching.forest().hear() {
                         tracing::warn!(%error, "cgroups that come are noticed within {} s only", ROUND.as_secs());
                     }
                 }
@@ -129,61 +113,36 @@ impl Several {
 
     /// Brings what is attached in line with what is there.
     fn look(&mut self, patterns: &Patterns) {
-        let found = self.forest.look(patterns);
-        if found.cut && !std::mem::replace(&mut self.cut, found.cut) {
-            tracing::warn!("there are more cgroups than are looked at; some go direct");
-        }
-        self.refused.retain(|number| found.targets.contains_key(number));
-        let over: Vec<u64> =
-            self.attached.keys().filter(|number| !found.targets.contains_key(number)).copied().collect();
-        for number in over {
-            let Some(path) = self.attached.remove(&number) else { continue };
-            if !self.own && self.attacher.holds_daemon(&path) {
-                self.attach_own();
-            }
-            tracing::info!(cgroup = self.forest.path(&path), "no longer watching a cgroup");
-            if is(&path, number) { self.redirect.retire_for(number, LINGER) } else { self.redirect.remove(number) }
-        }
-        if !self.own && !self.attached.values().any(|path| self.attacher.holds_daemon(path)) {
-            self.attach_own();
-        }
-        for (number, path) in found.targets {
-            if self.attached.contains_key(&number) || self.refused.contains(&number) {
-                continue;
-            }
-            match self.attacher.attach(&path) {
-                Ok(attachment) => {
-                    self.redirect.add(number, attachment);
-                    if self.own && self.attacher.holds_daemon(&path) {
-                        self.own = false;
-                        self.redirect.remove(OWN);
-                    }
-                    tracing::info!(cgroup = self.forest.path(&path), "watching a cgroup");
-                    self.attached.insert(number, path);
-                }
-                // It was removed meanwhile.
-                Err(_) if !is(&path, number) => {}
-                Err(error) => {
-                    self.refused.insert(number);
-                    tracing::warn!(cgroup = self.forest.path(&path), %error, "a cgroup cannot be watched");
-                }
-            }
-        }
-        self.places.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.attached);
-    }
-
-    fn attach_own(&mut self) {
-        match self.attacher.attach_daemon() {
-            Ok(attachment) => {
-                self.redirect.add(OWN, attachment);
-                self.own = true;
-            }
-            Err(error) => tracing::error!(%error, "the hand-over of connections cannot be attached"),
-        }
+        let Ok(()) = self.attaching.follow(patterns, &mut &*self.redirect);
+        self.places.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(self.attaching.attached());
     }
 }
 
-/// The directory is there, and still the same.
-fn is(path: &Path, number: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|about| about.ino() == number)
+impl Holder for &Redirect {
+    type Error = Infallible;
+
+    fn attached(&mut self, number: u64, name: &str, attachment: Attachment) -> Result<(), Infallible> {
+        self.add(number, attachment);
+        if !name.is_empty() {
+            tracing::info!(cgroup = name, "watching a cgroup");
+        }
+        Ok(())
+    }
+
+    fn detached(&mut self, number: u64, name: &str, gone: bool) -> Result<(), Infallible> {
+        if !name.is_empty() {
+            tracing::info!(cgroup = name, "no longer watching a cgroup");
+        }
+        if gone {
+            self.remove(number);
+        } else {
+            self.retire_for(number, LINGER);
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, name: &str, why: &str) -> Result<(), Infallible> {
+        tracing::warn!(cgroup = name, why, "a cgroup cannot be watched");
+        Ok(())
+    }
 }

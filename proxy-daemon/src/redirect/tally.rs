@@ -1,10 +1,14 @@
 //! What the kernel side counts, summed over the CPUs.
+use std::os::fd::OwnedFd;
+
 use aya::maps::{MapData, PerCpuArray};
 use retryscope_ebpf::Counter;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use super::RedirectError;
 
 /// Sockets, unless said otherwise, since the redirection began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Sent to the daemon.
     pub redirected: u64,
@@ -130,9 +134,38 @@ fn connections(count: u64) -> String {
     if count == 1 { "1 connection".to_owned() } else { format!("{count} connections") }
 }
 
-pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
+/// The kernel side's counts, read by who does not serve connections.
+pub struct Tally(PerCpuArray<MapData, u64>);
+
+impl std::fmt::Debug for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tally").field(&read(&self.0)).finish()
+    }
+}
+
+impl Tally {
+    pub fn new(map: OwnedFd) -> Result<Self, RedirectError> {
+        super::opened(map).map(Self)
+    }
+
+    /// Whether who calls this may use the map.
+    pub fn try_use(&self) -> bool {
+        self.0.get(&0, 0).is_ok()
+    }
+
+    /// Connections that went direct since nobody listened where they were.
+    pub fn elsewhere(&self) -> u64 {
+        of(&self.0, Counter::DirectOtherNetns)
+    }
+}
+
+fn of(tally: &PerCpuArray<MapData, u64>, counter: Counter) -> u64 {
     // Reading an existing slot of an array cannot fail.
-    let of = |counter: Counter| tally.get(&(counter as u32), 0).map_or(0, |slots| slots.iter().sum());
+    tally.get(&(counter as u32), 0).map_or(0, |slots| slots.iter().sum())
+}
+
+pub(super) fn read(tally: &PerCpuArray<MapData, u64>) -> Counters {
+    let of = |counter| of(tally, counter);
     Counters {
         redirected: of(Counter::Redirected),
         handed_over: of(Counter::HandedOver),

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Counters, Door, Fail, Listeners, Network, Options, Pending, Redirect, RedirectError, Redirected, Target,
-    tproxy::{self, Tproxy},
+    tproxy::{self, Far, Tproxy},
 };
 use crate::process::{
     CommandLine, Memory, Owner,
@@ -73,6 +73,8 @@ pub struct Redirection {
 enum By {
     Ebpf(Arc<Redirect>),
     Tproxy(Box<Tproxy>),
+    /// With a table that another process holds.
+    Far(Box<Far>),
 }
 
 impl Redirection {
@@ -134,6 +136,11 @@ impl Redirection {
         Ok((Self { by: By::Tproxy(Box::new(tproxy)), way: Way { name: "tproxy", why } }, listeners))
     }
 
+    /// By TPROXY, with a table that another process holds.
+    pub fn far(far: Far) -> Self {
+        Self { by: By::Far(Box::new(far)), way: Way { name: "tproxy", why: None } }
+    }
+
     pub fn way(&self) -> &Way {
         &self.way
     }
@@ -144,6 +151,7 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.origin_of(accepted),
             By::Tproxy(tproxy) => tproxy.origin_of(accepted),
+            By::Far(far) => Ok(far.origin_of(accepted)),
         }
     }
 
@@ -153,6 +161,8 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.exempt(socket),
             By::Tproxy(tproxy) => tproxy.exempt(socket),
+            // It was made so: see `socket_in`.
+            By::Far(_) => Ok(()),
         }
     }
 
@@ -161,7 +171,7 @@ impl Redirection {
     pub fn look_around(&self, target: &Target) -> Vec<Door> {
         match &self.by {
             By::Ebpf(redirect) => redirect.look_around(target),
-            By::Tproxy(_) => Vec::new(),
+            By::Tproxy(_) | By::Far(_) => Vec::new(),
         }
     }
 
@@ -169,15 +179,17 @@ impl Redirection {
     pub fn listens_elsewhere(&self) -> bool {
         match &self.by {
             By::Ebpf(redirect) => redirect.listens_elsewhere(),
-            By::Tproxy(_) => false,
+            By::Tproxy(_) | By::Far(_) => false,
         }
     }
 
-    /// A socket in another network namespace; `None` where it is our own.
+    /// A socket that somebody else has to make: in another network namespace, or
+    /// with what this process may not give it. `None` where any will do.
     pub fn socket_in(&self, network: Network, v6: bool) -> Option<Pending> {
         match &self.by {
             By::Ebpf(redirect) => redirect.socket_in(network, v6),
             By::Tproxy(_) => None,
+            By::Far(far) => Some(far.socket(v6)),
         }
     }
 
@@ -185,6 +197,7 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.counters(),
             By::Tproxy(tproxy) => tproxy.counters(),
+            By::Far(far) => far.counters(),
         }
     }
 
@@ -192,7 +205,7 @@ impl Redirection {
     pub fn guard(&self, by: Warden, listeners: &Listeners, post: &Post<'_>) -> io::Result<()> {
         match &self.by {
             By::Ebpf(redirect) => redirect.guard(by, listeners, post),
-            By::Tproxy(_) => Ok(()),
+            By::Tproxy(_) | By::Far(_) => Ok(()),
         }
     }
 
@@ -200,7 +213,7 @@ impl Redirection {
     pub fn relieve(&self, left: &[OwnedFd]) {
         match &self.by {
             By::Ebpf(redirect) => redirect.relieve(left),
-            By::Tproxy(_) => {}
+            By::Tproxy(_) | By::Far(_) => {}
         }
     }
 
@@ -209,6 +222,7 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.renew(time, room),
             By::Tproxy(tproxy) => tproxy.renew(room),
+            By::Far(far) => far.renew(room),
         }
     }
 
@@ -218,6 +232,7 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.bypass(on),
             By::Tproxy(tproxy) => tproxy.bypass(on),
+            By::Far(far) => far.bypass(on).map_err(|cause| RedirectError::Elsewhere { cause }),
         }
     }
 
@@ -226,6 +241,7 @@ impl Redirection {
         match &self.by {
             By::Ebpf(redirect) => redirect.detach(),
             By::Tproxy(tproxy) => tproxy.detach(),
+            By::Far(far) => far.detach(),
         }
     }
 }
@@ -243,14 +259,14 @@ impl Memory for Redirection {
             By::Ebpf(redirect) => redirect.command(owner),
             // It looks the owner up when the connection is there, and keeps
             // nothing.
-            By::Tproxy(_) => None,
+            By::Tproxy(_) | By::Far(_) => None,
         }
     }
 
     fn cgroup(&self, id: u64) -> Option<String> {
         match &self.by {
             By::Ebpf(redirect) => redirect.cgroup(id),
-            By::Tproxy(_) => None,
+            By::Tproxy(_) | By::Far(_) => None,
         }
     }
 }

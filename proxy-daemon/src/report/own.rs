@@ -63,8 +63,9 @@ pub struct Own {
     pub targets: Option<u64>,
     /// Whether a daemon's last reload was taken.
     pub reload: Option<bool>,
-    /// A daemon's other process.
+    /// A daemon's other processes.
     pub keeper: Option<u32>,
+    pub porter: Option<u32>,
     pub lives: Option<Lives>,
 }
 
@@ -107,6 +108,7 @@ pub fn families(own: &Own) -> Vec<MetricFamily> {
     extend(&mut families, "retryscope_gate_state", help, MetricType::GAUGE, states.into());
     families.extend(process("", std::process::id()));
     families.extend(own.keeper.into_iter().flat_map(|pid| process("retryscope_keeper_", pid)));
+    families.extend(own.porter.into_iter().flat_map(|pid| process("retryscope_porter_", pid)));
     families
 }
 
@@ -181,6 +183,7 @@ mod tests {
             targets: None,
             reload: Some(false),
             keeper: None,
+            porter: None,
             lives: None,
         };
         let text = super::super::metrics::text(&families(&own));

@@ -65,7 +65,12 @@ impl Site {
 
     /// Starts the daemon and waits until it serves.
     pub fn start(&self) -> Daemon {
-        let running = clients::bare(&mut self.command());
+        self.started(self.command())
+    }
+
+    /// By a command that becomes the daemon.
+    pub fn started(&self, mut command: Command) -> Daemon {
+        let running = clients::bare(&mut command);
         let mut daemon = Daemon { running: Some(running), name: self.name.clone() };
         daemon.said("serving");
         daemon
@@ -116,12 +121,20 @@ impl Daemon {
 
     /// The process that keeps what is privileged.
     pub fn keeper(&self) -> i32 {
+        self.part("__keeper").expect("a keeper")
+    }
+
+    /// The process that enters network namespaces, where there is one.
+    pub fn porter(&self) -> Option<i32> {
+        self.part("__porter")
+    }
+
+    fn part(&self, name: &str) -> Option<i32> {
         let children = super::process::descendants(self.pid());
-        let is = |pid: &&i32| {
+        children.into_iter().find(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.windows(8).any(|word| word == b"__keeper")
-        };
-        *children.iter().find(is).expect("a keeper")
+            line.split(|byte| *byte == 0).any(|word| word == name.as_bytes())
+        })
     }
 
     /// The report so far.

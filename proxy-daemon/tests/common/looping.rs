@@ -17,8 +17,13 @@ impl Loop {
     }
 
     /// By a command that becomes Python, wherever it is.
-    pub fn started(mut command: Command, upstream: &Upstream) -> Self {
-        command.arg(clients::script("loop.py")).arg(upstream.address.ip().to_string());
+    pub fn started(command: Command, upstream: &Upstream) -> Self {
+        Self::to(command, &upstream.address.ip().to_string())
+    }
+
+    /// That connects to an address.
+    pub fn to(mut command: Command, host: &str) -> Self {
+        command.arg(clients::script("loop.py")).arg(host);
         let running = clients::bare(&mut command);
         running.line("ready");
         Self { running, at: 0 }

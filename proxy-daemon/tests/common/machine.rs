@@ -112,12 +112,24 @@ impl Machine {
 
     /// A listener in the machine's network.
     pub fn listen(&self, address: &str) -> TcpListener {
+        Self::listen_beside(self.leader, address)
+    }
+
+    /// A listener in the network of one of its units.
+    pub fn listen_in(&self, unit: &str, address: &str) -> TcpListener {
+        let processes = std::fs::read_to_string(self.cgroup(unit).join("cgroup.procs")).expect("the unit's processes");
+        let pid = processes.lines().next().and_then(|pid| pid.parse().ok()).expect("a process");
+        Self::listen_beside(pid, address)
+    }
+
+    fn listen_beside(pid: i32, address: &str) -> TcpListener {
         let address: SocketAddr = address.parse().expect("an address");
-        let network = std::fs::File::open(format!("/proc/{}/ns/net", self.leader)).expect("the network namespace");
+        let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("the network namespace");
         // A thread of its own: it does not come back.
         let listening = std::thread::spawn(move || {
             setns(network.as_fd(), CloneFlags::CLONE_NEWNET).expect("entering the network namespace");
-            TcpListener::bind(address).expect("a listener")
+            // Its loopback may come up a moment later.
+            until("there is a listener", LATER, || TcpListener::bind(address).ok())
         });
         listening.join().expect("no panic")
     }

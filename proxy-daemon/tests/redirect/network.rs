@@ -135,7 +135,8 @@ fn they_come_and_go() {
         assert!(!daemon.redirect.listens_elsewhere());
         assert_eq!(doors[0].over.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed));
         let pending = daemon.redirect.socket_in(found.network, false).expect("another namespace");
-        assert!(pending.blocking_recv().is_err(), "nobody is there to make it");
+        let failed = pending.blocking_recv().expect("an answer").expect_err("nobody is there to make it");
+        assert_eq!(failed.kind(), std::io::ErrorKind::NetworkDown);
         let (_again, _) = elsewhere(world);
         assert_eq!(look(world, &daemon).len(), 2);
     });

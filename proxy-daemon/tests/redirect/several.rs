@@ -16,7 +16,7 @@ fn several<'a>(world: &'a World, own: &Path) -> Several<'a> {
     let listeners: Listeners = listeners().expect("listeners");
     let watched = Watched { ports: vec![443], allow_quic: false };
     let mut attacher = Attacher::load(&watched, &listeners, own).expect("the kernel side: run as root");
-    let redirect = Redirect::new(attacher.maps().expect("the maps"), Fail::Open).expect("the maps");
+    let redirect = Redirect::new(attacher.maps().expect("the maps"), Fail::Open, None).expect("the maps");
     redirect.add(0, attacher.attach_daemon().expect("the hand-over"));
     Several { world, attacher, daemon: Daemon { redirect: redirect.into(), listeners } }
 }

@@ -9,7 +9,7 @@ use crate::{
 
 /// A host's firewall: filters, marks, address translation, a chain at our own
 /// priority, sets and named counters.
-const FOREIGN: &str = r#"
+pub(crate) const FOREIGN: &str = r#"
 table inet firewall {
     set blocked { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 } }
     counter web { }
@@ -40,7 +40,7 @@ table ip6 other {
 }
 "#;
 
-fn load(net: &Net, ruleset: &str) {
+pub(crate) fn load(net: &Net, ruleset: &str) {
     let mut child = net.command(clients::need("nft", "nftables")).args(["-f", "-"]).stdin(Stdio::piped()).spawn();
     let child = child.as_mut().expect("nft");
     child.stdin.take().expect("a pipe").write_all(ruleset.as_bytes()).expect("writing");
@@ -48,7 +48,7 @@ fn load(net: &Net, ruleset: &str) {
 }
 
 /// With handles, without what counters have counted.
-fn listed(net: &Net) -> String {
+pub(crate) fn listed(net: &Net) -> String {
     net.nft("--stateless --handle list ruleset")
 }
 

@@ -6,6 +6,7 @@
 mod common;
 
 mod beside;
+mod daemon;
 mod gateway;
 mod local;
 mod refusals;

@@ -130,6 +130,10 @@ impl control::Host for Host {
         self.0.keeper_pid
     }
 
+    fn porter(&self) -> Option<u32> {
+        self.0.keeper.porter().map(|porter| porter.pid)
+    }
+
     fn key(&self) -> &Path {
         &self.0.key
     }

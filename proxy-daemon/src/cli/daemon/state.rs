@@ -8,10 +8,11 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{Gid, getgid, setegid};
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, chown};
@@ -29,6 +30,26 @@ const MAX_FILE: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     folder: PathBuf,
+}
+
+/// Lets a user keep things in a folder: it becomes theirs; or without CAP_CHOWN,
+/// which is not worth having for this, their group's, in which nobody can take
+/// away what others have made.
+fn give(folder: &Path, account: &Account) -> io::Result<()> {
+    match chown(folder, Some(account.uid), Some(account.gid)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        given => return given,
+    }
+    let about = fs::metadata(folder)?;
+    if about.uid() == account.uid {
+        return Ok(());
+    }
+    // An owner may give a folder to a group of their own.
+    setegid(Gid::from_raw(account.gid))?;
+    let given = chown(folder, None, Some(account.gid))
+        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o1770)));
+    setegid(getgid())?;
+    given
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,7 +73,7 @@ impl Kept {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(failed)?;
         }
         fs::DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
-        chown(folder, Some(account.uid), Some(account.gid)).map_err(failed)?;
+        give(folder, account).map_err(failed)?;
         Ok(Self { folder: folder.into() })
     }
 

@@ -14,6 +14,8 @@
 //! - Tables of others are not touched, no setting of the system is changed,
 //!   and no other program is run.
 mod expression;
+mod far;
+mod held;
 mod listener;
 mod netlink;
 mod number;
@@ -46,6 +48,9 @@ use self::{
     sockets::Sockets,
     table::Table,
 };
+pub use far::{Far, Filter, Turn};
+pub use held::{Held, Taking};
+
 use super::{BEACON, Counters, Listeners, Network, RedirectError, Redirected, cgroup};
 
 /// Room for fewer connections than these is none: the table cannot count down,
@@ -188,10 +193,12 @@ impl Tproxy {
     /// This process answers, and has room for so many connects. It is believed
     /// for two seconds.
     pub(super) fn renew(&self, room: u64) {
-        for (socket, there) in &self.pulse {
-            // What is full or gone will be told by the silence.
-            let _ = socket.send_to(&[0], there);
-        }
+        send_pulse(&self.pulse);
+        self.heed_room(room);
+    }
+
+    /// There is room for so many connects.
+    fn heed_room(&self, room: u64) {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match (*phase, room < MARGIN) {
             (Phase::Taking, true) => self.turn(&mut phase, Phase::Full),
@@ -342,6 +349,13 @@ fn pulse(listener: SocketAddr, plan: &Plan) -> io::Result<(UdpSocket, SocketAddr
     socket.set_nonblocking(true)?;
     SockRef::from(&socket).set_mark(plan.number.mark())?;
     Ok((socket, listener))
+}
+
+fn send_pulse(pulse: &[(UdpSocket, SocketAddr)]) {
+    for (socket, there) in pulse {
+        // What is full or gone will be told by the silence.
+        let _ = socket.send_to(&[0], there);
+    }
 }
 
 fn addresses(listeners: &Listeners) -> Result<Vec<SocketAddr>, RedirectError> {

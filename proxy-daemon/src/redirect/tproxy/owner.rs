@@ -288,7 +288,7 @@ fn sockets_of(process: &Process) -> impl Iterator<Item = u32> {
 }
 
 /// Does slow work where the runtime does not wait for it.
-fn aside<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current() {
         Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
