@@ -109,7 +109,7 @@ struct Answer {
 
 #[derive(Clone, Debug)]
 enum What {
-    Response(http::Response<Bytes>, Option<http::HeaderMap>),
+    Response(Box<(http::Response<Bytes>, Option<http::HeaderMap>)>),
     /// The connection ends without one.
     Broken,
     /// Its body is not in the recording.
@@ -251,7 +251,8 @@ impl Answers {
                 count(&self.counts.given);
                 Err(Broken)
             }
-            What::Response(response, trailers) => {
+            What::Response(given) => {
+                let (response, trailers) = &**given;
                 count(&self.counts.given);
                 let mut response = response.clone().map(|body| match trailers {
                     None => whole(body),
@@ -391,7 +392,7 @@ impl What {
                 response.headers_mut().append(name, value);
             }
         }
-        What::Response(response, trailers)
+        What::Response(Box::new((response, trailers)))
     }
 }
 
@@ -416,7 +417,7 @@ mod tests {
     fn status(answers: &Answers, method: &str, target: &str, body: &str) -> Option<u16> {
         let answer = answers.find(&request(method, target), Some(body.as_bytes()))?;
         match &answer.what {
-            What::Response(response, _) => Some(response.status().as_u16()),
+            What::Response(given) => Some(given.0.status().as_u16()),
             What::Broken => Some(0),
             What::Bodiless => None,
         }

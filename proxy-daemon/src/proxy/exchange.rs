@@ -222,7 +222,7 @@ impl Exchange {
     }
 
     /// All that is known of it has come.
-    pub(super) fn is_unread(mut self) -> Self {
+    pub(super) fn unread(mut self) -> Self {
         self.unread = true;
         self
     }

@@ -184,7 +184,7 @@ fn note_unread(shared: &Shared, account: &Arc<Account>, peer: &Peer, pending: &B
         return;
     }
     let Some((request, protocol)) = head::cut_request(pending, &peer.name) else { return };
-    let exchange = Exchange::begin(account, peer, protocol, request).is_unread();
+    let exchange = Exchange::begin(account, peer, protocol, request).unread();
     let exchange = Arc::new(Mutex::new(exchange));
     shared.queue().waiting.push_back(Pending { exchange, leaves_http: false, told: None });
     shared.taken.notify_waiters();
