@@ -33,6 +33,7 @@ use crate::{
         Role,
         channel::Channel,
         confine::{self, Account, Needs},
+        release_memory,
     },
     redirect::{Changes, Held, Inhabitants, Networks, Tally, inhabited},
 };
@@ -113,6 +114,8 @@ fn open(server: &mut Channel) -> Result<(), (String, u8)> {
         Arc::new(Shared { networks: RwLock::new(networks), server: Mutex::new(server.try_clone().map_err(gone)?) });
     let mut looking =
         Looking { shared: Arc::clone(&shared), inhabitants, tally, places: BTreeMap::new(), cost: Duration::ZERO };
+    // Its start is over; it has little to do from now on.
+    release_memory();
     // Only now, so that it is confined as well.
     std::thread::spawn(move || {
         // An end is the keeper's or the server's, and then soon ours.
@@ -133,6 +136,7 @@ fn filter(server: &mut Channel, mut held: Held, account: Account) -> Result<(), 
     held.let_go();
     let ready = Told::Ready { pid: std::process::id(), less, missing: Vec::new() };
     server.send(&ready, &[]).map_err(gone)?;
+    release_memory();
     let held = Arc::new(held);
     let telling = Arc::new(Mutex::new(server.try_clone().map_err(gone)?));
     let tell = |told: &Told, descriptors: &[BorrowedFd<'_>]| -> io::Result<()> {

@@ -3,8 +3,9 @@
 //! Requests allocate on one thread and are freed on another (the ledger, the
 //! store of attempts), which the C library's arenas pay for with locks and
 //! system calls; jemalloc's do not.
-use std::ptr;
+use std::{ffi::CStr, ptr};
 
+use nix::libc;
 use procfs::process::{MMPermissions, MMapPath, Process};
 use tikv_jemallocator::Jemalloc;
 
@@ -12,26 +13,34 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// How jemalloc is to be, read once before `main`: few arenas, since our
-/// threads are few; pages that are free soon go back to the kernel.
+/// threads are few; and pages that are free go back to the kernel at once,
+/// since what the start takes is not needed again.
 // SAFETY: jemalloc reads a C string at this name, and the text ends with a
 // zero; of the slice it sees the pointer, which comes first.
 #[allow(unsafe_code)]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static OPTIONS: &[u8] = b"narenas:2,dirty_decay_ms:250,muzzy_decay_ms:0\0";
+static OPTIONS: &[u8] = b"narenas:2,dirty_decay_ms:0,muzzy_decay_ms:0\0";
 
-/// Purges every arena (`MALLCTL_ARENAS_ALL` in jemalloc.h).
-const PURGE: &std::ffi::CStr = c"arena.4096.purge";
+/// The arenas' own setting of when pages go back.
+const ARENAS: [&CStr; 2] = [c"arena.0.dirty_decay_ms", c"arena.1.dirty_decay_ms"];
+/// Once we serve: what is free is soon used again.
+const KEPT_MS: libc::ssize_t = 250;
 
-/// Gives back what only the start needed: memory that is free, but kept by the
-/// allocator, and our own code and constants, which come back page by page as
-/// they are used.
+/// Gives back what only the start needed: our own code and constants, which
+/// come back page by page as they are used. From here on memory that is free is
+/// kept for a moment.
 pub fn release() {
     release_program();
-    // SAFETY: the name ends with a zero, nothing is read or written, and it may
-    // be called at any time.
-    #[allow(unsafe_code)]
-    unsafe {
-        tikv_jemalloc_sys::mallctl(PURGE.as_ptr(), ptr::null_mut(), ptr::null_mut(), ptr::null_mut(), 0);
+    for arena in ARENAS {
+        let mut kept = KEPT_MS;
+        // SAFETY: the name ends with a zero; a signed size is read, of the
+        // length that is told; an arena that was never used says so, and is
+        // none that matters.
+        #[allow(unsafe_code)]
+        unsafe {
+            let value = (&raw mut kept).cast();
+            tikv_jemalloc_sys::mallctl(arena.as_ptr(), ptr::null_mut(), ptr::null_mut(), value, size_of_val(&kept));
+        }
     }
 }
 
@@ -51,7 +60,7 @@ fn release_program() {
         // it is ours alone: its pages are read again as they are needed.
         #[allow(unsafe_code)]
         unsafe {
-            nix::libc::madvise(start as *mut nix::libc::c_void, length, nix::libc::MADV_DONTNEED);
+            libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
         }
     }
 }
