@@ -109,19 +109,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_task_that_wakes_itself_looks_again() {
-        let (wakes, counted) = (Wakes::new(), Arc::new(Counted::default()));
+    /// One poll in vain, of which `look` does each look, and is told its number:
+    /// how many looks there were, and who counts what the runtime is told.
+    fn polled(wakes: &Wakes, mut look: impl FnMut(usize, &Waker)) -> (usize, Arc<Counted>) {
+        let counted = Arc::new(Counted::default());
         let waker = Arc::clone(&counted).into();
         let mut looks = 0;
         let polled = wakes.poll(&mut Context::from_waker(&waker), |context| {
             looks += 1;
-            if looks < 3 {
-                context.waker().wake_by_ref();
-            }
+            look(looks, context.waker());
             Poll::<()>::Pending
         });
         assert!(polled.is_pending());
+        (looks, counted)
+    }
+
+    #[test]
+    fn a_task_that_wakes_itself_looks_again() {
+        let wakes = Wakes::new();
+        let (looks, counted) = polled(&wakes, |number, waker| {
+            if number < 3 {
+                waker.wake_by_ref();
+            }
+        });
         assert_eq!((looks, counted.0.load(Ordering::Relaxed)), (3, 0));
         wakes.waker.wake_by_ref();
         wakes.waker.wake_by_ref();
@@ -130,28 +140,16 @@ mod tests {
 
     #[test]
     fn a_task_that_never_rests_yields() {
-        let (wakes, counted) = (Wakes::new(), Arc::new(Counted::default()));
-        let waker = Arc::clone(&counted).into();
-        let mut looks = 0;
-        let polled = wakes.poll(&mut Context::from_waker(&waker), |context| {
-            looks += 1;
-            context.waker().wake_by_ref();
-            Poll::<()>::Pending
-        });
-        assert!(polled.is_pending());
+        let (looks, counted) = polled(&Wakes::new(), |_, waker| waker.wake_by_ref());
         assert_eq!((looks, counted.0.load(Ordering::Relaxed)), (MAX_LOOKS, 1));
     }
 
     #[test]
     fn what_woke_it_before_a_look_is_done_with_it() {
-        let (wakes, counted) = (Wakes::new(), Arc::new(Counted::default()));
-        let waker = Arc::clone(&counted).into();
-        let mut looks = 0;
-        let _ = wakes.poll(&mut Context::from_waker(&waker), |context| {
-            looks += 1;
-            context.waker().wake_by_ref();
+        let wakes = Wakes::new();
+        let (looks, counted) = polled(&wakes, |_, waker| {
+            waker.wake_by_ref();
             wakes.begin_look();
-            Poll::<()>::Pending
         });
         assert_eq!((looks, counted.0.load(Ordering::Relaxed)), (1, 0));
     }
